@@ -33,8 +33,9 @@ class Interval:
         return "loss" if self.high < 0 else "no gain"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, as ``summary.json`` keeps them."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n, "clusters": self.clusters}
+        """Plain numbers, as ``summary.json`` keeps them; an infinite end is None, which JSON can hold."""
+        low, high = (end if np.isfinite(end) else None for end in (self.low, self.high))
+        return {"mean": self.mean, "low": low, "high": high, "n": self.n, "clusters": self.clusters, "verdict": self.verdict}
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
