@@ -1,0 +1,1 @@
+"""Local generation with trained models."""

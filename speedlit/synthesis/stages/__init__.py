@@ -1,0 +1,1 @@
+"""One file per synthesis stage, each with ``run(ctx)``."""
