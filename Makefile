@@ -1,0 +1,32 @@
+# make help lists what there is. PYTHON and PIP_FLAGS can be given: make test PYTHON=python3.12
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+ROOT ?= runs/demo
+# one thread per process: two busy threads on two shared cores are slower than one
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test lint clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[test,dev]'
+	@touch $@
+
+demo: .venv/.installed  ## the complete SPEED loop in miniature, offline; figures in runs/demo
+	$(BIN)/speedlit run --config demo --root $(ROOT)
+
+test: .venv/.installed  ## the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: .venv/.installed  ## ruff and mypy
+	$(BIN)/ruff check speedlit callbacks tests scripts
+	$(BIN)/mypy speedlit
+
+clean:  ## remove runs and caches, keep .venv
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -1,0 +1,56 @@
+"""``speedlit list``: what can be named in a config. Reads files only, imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from importlib.metadata import entry_points
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOMS = {"modules": "modules", "data modules": "data/datamodules.py", "adapters": "models/adapter.py", "callbacks": "callbacks"}
+
+
+def run(argv: list[str]) -> int:
+    """Print recipes, modules, data modules, adapters, losses, callbacks, prompt sets, stages and plug-ins."""
+    parser = argparse.ArgumentParser(prog="speedlit list", description="List recipes, modules, losses, callbacks, prompt sets and plug-ins.", epilog="Example: speedlit list", allow_abbrev=False)
+    parser.parse_args(argv)
+    print("recipes (--config NAME):")
+    for path in sorted((PACKAGE / "configs").rglob("*.yaml")):
+        print(f"  {path.relative_to(PACKAGE / 'configs').with_suffix('')!s:<24} {headline(path)}")
+    for title, room in ROOMS.items():
+        show(title, public(PACKAGE / room, ast.ClassDef))
+    show("losses", public(PACKAGE / "losses", ast.FunctionDef))
+    print("prompt sets:")
+    for folder in sorted(p for p in (PACKAGE / "synthesis" / "prompts").iterdir() if p.is_dir()):
+        print(f"  {folder.name:<24} {' '.join(sorted(f.stem for f in folder.glob('*.yaml')))}")
+    print("teachers:\n  openai-compatible        teacher.base_url, or OPENAI_BASE_URL and OPENAI_API_KEY\n  embedded                 speedlit teacher serve")
+    found = sorted(entry_points(group="speedlit.plugins"), key=lambda e: e.name)
+    print("plug-ins:" + ("" if found else " none installed (entry-point group speedlit.plugins)"))
+    for plugin in found:
+        print(f"  {plugin.name:<24} {plugin.value}")
+    return 0
+
+
+def headline(path: Path) -> str:
+    """The first comment line of a recipe."""
+    first = path.read_text(encoding="utf-8").splitlines()[:1]
+    return first[0].lstrip("# ") if first and first[0].startswith("#") else ""
+
+
+def public(room: Path, kind: type[ast.ClassDef] | type[ast.FunctionDef]) -> list[tuple[str, str]]:
+    """(dotted path, first docstring line) of the public classes or functions defined in a file or folder."""
+    out = []
+    for path in [room] if room.is_file() else sorted(room.glob("*.py")):
+        module = "speedlit." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, kind) and not node.name.startswith("_"):
+                out.append((f"{module}.{node.name}", (ast.get_docstring(node) or "").split("\n")[0]))
+    return out
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    """One titled block."""
+    print(f"{title}:")
+    for name, text in rows:
+        print(f"  {name:<52} {text}")

@@ -1,0 +1,32 @@
+"""``speedlit report ROOT``: the HTML page of a run, as far as it has come."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from speedlit.errors import UsageError
+from speedlit.files import atomic, read_json
+
+
+def run(argv: list[str]) -> int:
+    """Parse the words after ``report`` and write the page.
+
+    Raises:
+        UsageError: the folder is not the root of a run.
+    """
+    parser = argparse.ArgumentParser(prog="speedlit report", description="Write one self-contained HTML page about a run.", epilog="Example: speedlit report runs/demo", allow_abbrev=False)
+    parser.add_argument("root")
+    parser.add_argument("--to", help="file to write (default: ROOT/report.html)")
+    known = parser.parse_args(argv)
+    root = Path(known.root)
+    if not (root / "run.json").is_file():
+        raise UsageError(f"{root} is not the root of a run (it has no run.json); name the folder given as --root to `speedlit run`")
+    from speedlit.pipeline.loop import stages, summarise
+    from speedlit.report.page import page
+
+    target = Path(known.to) if known.to else root / "report.html"
+    with atomic(target) as stream:
+        stream.write(page(read_json(root / "run.json")["identity"]["name"], summarise(root, stages(), write=False)))
+    print(target)
+    return 0

@@ -1,0 +1,74 @@
+"""``speedlit run``: the whole loop, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from speedlit.errors import UsageError
+from speedlit.pipeline.config import RunConfig, parse
+
+
+def run(argv: list[str]) -> int:
+    """Parse the words after ``run``, run the loop, print its tables."""
+    parser = argparse.ArgumentParser(
+        prog="speedlit run",
+        description="Run the SPEED loop: topics tasks seed junior candidates preferences senior revisions revisor synthesis refinement dataset embedder evaluation report.",
+        epilog="Any key of the config can be overridden: --counts.seed 100. Example: speedlit run --config demo --root runs/demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="YAML file, or a shipped recipe's name (`speedlit list`)")
+    parser.add_argument("--root", help="folder of the run (default: the config's root)")
+    parser.add_argument("--topics", help="topic file, one path a line (same as --topics.file)")
+    parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    parser.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and what depends on it")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
+    known, rest = parser.parse_known_args(argv)
+    config = configure(known.config, rest, known.root, known.topics)
+    if known.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.plain(), sort_keys=False), end="")
+        return 0
+    quiet_libraries()
+    if config.threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
+    from speedlit.pipeline.loop import Wanted
+    from speedlit.pipeline.loop import run as loop
+
+    summary = loop(config, Wanted(known.until, known.start))
+    from speedlit.report.tables import show
+
+    show(summary)
+    page = Path(config.root) / "report.html"
+    if "report" in summary["stages"] and page.exists():
+        print(f"\nfigures: {Path(config.root) / 'summary.json'}   page: {page}")
+    return 0
+
+
+def configure(name: str, rest: list[str], root: str | None = None, topics: str | None = None) -> RunConfig:
+    """The run config of a command line.
+
+    Raises:
+        UsageError: a word that is no ``--key value``, or a mistake in the config.
+    """
+    stray = [w for i, w in enumerate(rest) if not w.startswith("--") and (i == 0 or "=" in rest[i - 1] or not rest[i - 1].startswith("--"))]
+    if stray:
+        raise UsageError(f"unexpected word {stray[0]!r}; overrides are written --key value, such as --counts.seed 100")
+    words = [*rest, *(["--root", root] if root else []), *(["--topics.file", topics] if topics else [])]
+    return parse(name, words)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' own bars and notices out of the run's lines; errors still show."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    if not sys.warnoptions:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        import warnings
+
+        warnings.simplefilter("ignore")

@@ -1,0 +1,138 @@
+"""What stages call upon and a run must start and stop: the teacher's endpoint, generators, the exact checker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from speedlit.context import Backend
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.pipeline.config import RunConfig
+
+FOLDERS = {"junior": "04-junior/model", "senior": "07-senior/model", "control": "07-senior/control/model", "revisor": "09-revisor/model"}
+
+
+class Services:
+    """Opens each service when it is first asked for and closes all of them at the end, also after a failure."""
+
+    def __init__(self, config: RunConfig, root: Path, shard: tuple[int, int] = (0, 1)) -> None:
+        self.config, self.root = config, root
+        suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
+        self.journal = root / f"journal{suffix}.sqlite"  # one writer per journal; readers merge them
+        self._process: subprocess.Popen[str] | None = None
+        self._url: str | None = None
+        self._open: list[Backend] = []
+        self._checks: bool | None = None
+
+    def __enter__(self) -> Services:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def release(self) -> None:
+        """Close the backends that a stage opened."""
+        while self._open:
+            self._open.pop().close()
+
+    def backend(self, role: str) -> Backend:
+        """The writer behind a role; closed when the stage ends.
+
+        Raises:
+            UsageError: unknown role, or its stage has no finished model.
+        """
+        backend = self._teacher() if role == "teacher" else self._generator(role)
+        self._open.append(backend)
+        return backend
+
+    def _teacher(self) -> Backend:
+        from speedlit.synthesis.client import HTTPBackend
+
+        teacher = self.config.teacher
+        return HTTPBackend(
+            base_url=self.url(),
+            model=teacher.model,
+            journal=self.journal,
+            concurrency=teacher.concurrency,
+            timeout=teacher.timeout,
+            retries=teacher.retries,
+        )
+
+    def _generator(self, role: str) -> Backend:
+        if role not in FOLDERS:
+            raise UsageError(f"no generator is called {role!r}; there are {', '.join(FOLDERS)}")
+        from speedlit.generation.local import LocalBackend
+
+        sampling = self.config.sampling
+        return LocalBackend(
+            self.root / "stages" / FOLDERS[role],
+            batch_size=sampling.batch_size,
+            processes=sampling.processes,
+            dtype=sampling.dtype,
+        )
+
+    def url(self) -> str | None:
+        """The teacher's base URL: the config's, else ``OPENAI_BASE_URL``, else the embedded teacher's, else the library's own."""
+        if self.config.teacher.base_url:
+            return self.config.teacher.base_url
+        if os.environ.get("OPENAI_BASE_URL"):
+            return os.environ["OPENAI_BASE_URL"]
+        if self.config.teacher.embedded is None:
+            return None
+        if self._url is None:
+            self._url = self._start()
+        return self._url
+
+    def _start(self) -> str:
+        noise = self.config.teacher.embedded
+        if noise is None:
+            raise SpeedlitError("no embedded teacher is configured")
+        flags = [f"--{k.replace('_', '-')}={getattr(noise, k)}" for k in ("writer_noise", "judge_noise", "critic_noise", "world_seed")]
+        command = [sys.executable, "-m", "speedlit", "teacher", "serve", "--port=0", *flags]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if "http://" not in line:
+            raise SpeedlitError("the embedded teacher did not start; try `speedlit teacher serve` to see why")
+        return "http://" + line.split("http://", 1)[1].split()[0].rstrip(".,;")
+
+    def checker(self) -> Callable[[str, Any], Any] | None:
+        """Posts to the embedded teacher's ``/world`` endpoints; None where the teacher has none."""
+        if self._checks is None:
+            self._checks = self._probe()
+        return self._ask if self._checks else None
+
+    def _probe(self) -> bool:
+        if self.config.teacher.embedded is None:
+            return False
+        if self.config.teacher.base_url is None and not os.environ.get("OPENAI_BASE_URL"):
+            return True
+        try:
+            self._ask("topics", None)
+        except SpeedlitError:
+            return False  # another teacher: the loop runs without the exact checker, and the tables say so
+        return True
+
+    def _ask(self, name: str, payload: Any) -> Any:
+        address = f"{(self.url() or '').rstrip('/').removesuffix('/v1')}/world/{name}"
+        data = None if payload is None else json.dumps(payload).encode()
+        request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise SpeedlitError(f"the teacher at {address} did not answer: {error}") from error

@@ -1,0 +1,127 @@
+"""What a stage is: a name, the stages it reads, the config keys it depends on, and a function that fills its folder.
+
+A finished stage is a folder with ``manifest.json`` and, written last, ``_SUCCESS``. The manifest says from which config and
+which inputs it was made; a stage whose manifest still matches is skipped, any other is made anew, and a half-written one goes
+on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speedlit import __version__
+from speedlit.context import Context
+from speedlit.files import content_id, read_json, remove, sha256_file, write_json
+
+SUCCESS = "_SUCCESS"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the loop.
+
+    Args:
+        number: position, from 1.
+        name: as in ``--until NAME``.
+        needs: the stages whose folders it reads.
+        keys: dotted config keys that change its result.
+        run: fills ``ctx.out``.
+        sharded: whether ``--shard i/n`` makes sense for it.
+    """
+
+    number: int
+    name: str
+    needs: tuple[str, ...]
+    keys: tuple[str, ...]
+    run: Callable[[Context], None]
+    sharded: bool = False
+
+    @property
+    def synthesis(self) -> bool:
+        """Whether the stage makes records (rather than models or tables)."""
+        return self.name in ("topics", "tasks", "seed", "candidates", "preferences", "revisions", "synthesis", "refinement", "dataset")
+
+    def folder(self, root: Path) -> Path:
+        """``<root>/stages/NN-name``."""
+        return root / "stages" / f"{self.number:02d}-{self.name}"
+
+
+def config_slice(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values of dotted ``keys``; a missing branch counts as null."""
+    out: dict[str, Any] = {}
+    for key in keys:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        out[key] = value
+    return out
+
+
+def fingerprint(stage: Stage, config: Mapping[str, Any], root: Path, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """From what the stage is made: the hash of its config keys and of each input's manifest.
+
+    An input's manifest holds the time it took, so a redone input counts as a new one even where its records are the same.
+    """
+    inputs = {name: sha256_file(stages[name].folder(root) / "manifest.json") for name in stage.needs}
+    return {"config": content_id(config_slice(config, stage.keys)), "inputs": inputs}
+
+
+def state(stage: Stage, made_from: dict[str, Any], root: Path) -> str:
+    """``done``, ``half`` (interrupted, same making), ``new``, or ``stale: why``."""
+    folder = stage.folder(root)
+    begun = folder / "begun.json"
+    if (folder / SUCCESS).exists() and (folder / "manifest.json").exists():
+        manifest = read_json(folder / "manifest.json")
+        missing = [p for p in manifest["parts"] if not (folder / p).exists()]
+        if missing:
+            return f"stale: its file {missing[0]} is missing"
+        if manifest["config"] != made_from["config"]:
+            return "stale: its config changed"
+        changed = sorted(k for k, v in made_from["inputs"].items() if manifest["inputs"].get(k) != v)
+        return f"stale: its input {', '.join(changed)} changed" if changed else "done"
+    if begun.exists():
+        return "half" if read_json(begun) == made_from else "stale: it was interrupted under another config or other inputs"
+    return "new"
+
+
+def begin(stage: Stage, made_from: dict[str, Any], root: Path, fresh: bool) -> Path:
+    """Open the stage's folder; ``fresh`` empties it first."""
+    folder = stage.folder(root)
+    if fresh:
+        (folder / SUCCESS).unlink(missing_ok=True)  # first, so that a crash while emptying leaves no finished-looking folder
+        remove(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "begun.json").exists():
+        write_json(folder / "begun.json", made_from)
+    return folder
+
+
+def finish(stage: Stage, made_from: dict[str, Any], ctx: Context, seconds: float) -> dict[str, Any]:
+    """Write the manifest and, last, the success mark."""
+    folder = ctx.out
+    parts = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and is_part(p, folder))
+    manifest = {
+        "stage": stage.name,
+        **made_from,
+        "seconds": round(seconds, 3),
+        "finished": round(time.time(), 3),
+        "code": __version__,
+        "ledger": ctx.ledger.to_json(),
+        "parts": {p: sha256_file(folder / p) for p in parts},
+    }
+    write_json(folder / "manifest.json", manifest)
+    (folder / "begun.json").unlink(missing_ok=True)
+    write_json(folder / SUCCESS, {"pid": os.getpid()})
+    return manifest
+
+
+def is_part(path: Path, folder: Path) -> bool:
+    """Whether a file is a result: not the pipeline's own marks, not a working file (``work/``, ``checkpoints/``, hidden names)."""
+    relative = path.relative_to(folder)
+    working = any(p in ("work", "checkpoints") or p.startswith(".") for p in relative.parts)
+    return not working and relative.as_posix() not in ("manifest.json", "begun.json", SUCCESS)
