@@ -81,7 +81,10 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for the manifest."""
-        return {**{k: getattr(self, k) for k in ("calls", "cached", "tokens_in", "tokens_out", "accepted", "notes")}, "rejected": dict(sorted(self.rejected.items()))}
+        return {
+            **{k: getattr(self, k) for k in ("calls", "cached", "tokens_in", "tokens_out", "accepted", "notes")},
+            "rejected": dict(sorted(self.rejected.items())),
+        }
 
 
 @dataclass

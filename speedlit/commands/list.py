@@ -13,7 +13,12 @@ ROOMS = {"modules": "modules", "data modules": "data/datamodules.py", "adapters"
 
 def run(argv: list[str]) -> int:
     """Print recipes, modules, data modules, adapters, losses, callbacks, prompt sets, stages and plug-ins."""
-    parser = argparse.ArgumentParser(prog="speedlit list", description="List recipes, modules, losses, callbacks, prompt sets and plug-ins.", epilog="Example: speedlit list", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="speedlit list",
+        description="List recipes, modules, losses, callbacks, prompt sets and plug-ins.",
+        epilog="Example: speedlit list",
+        allow_abbrev=False,
+    )
     parser.parse_args(argv)
     print("recipes (--config NAME):")
     for path in sorted((PACKAGE / "configs").rglob("*.yaml")):

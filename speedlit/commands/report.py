@@ -15,7 +15,9 @@ def run(argv: list[str]) -> int:
     Raises:
         UsageError: the folder is not the root of a run.
     """
-    parser = argparse.ArgumentParser(prog="speedlit report", description="Write one self-contained HTML page about a run.", epilog="Example: speedlit report runs/demo", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="speedlit report", description="Write one self-contained HTML page about a run.", epilog="Example: speedlit report runs/demo", allow_abbrev=False
+    )
     parser.add_argument("root")
     parser.add_argument("--to", help="file to write (default: ROOT/report.html)")
     known = parser.parse_args(argv)

@@ -40,7 +40,11 @@ def quality(ctx: Context) -> dict[str, Any] | None:
     prompts = [p for p in read_rows(ctx.inputs["tasks"] / "prompts.jsonl", Prompt) if p.use == "test"]
     if not prompts:
         return None
-    answers = {s: texts(ctx.inputs["synthesis"] / f"generations-{s}.jsonl", prompts) for s in ("junior", "control", "senior") if (ctx.inputs["synthesis"] / f"generations-{s}.jsonl").exists()}
+    answers = {
+        s: texts(ctx.inputs["synthesis"] / f"generations-{s}.jsonl", prompts)
+        for s in ("junior", "control", "senior")
+        if (ctx.inputs["synthesis"] / f"generations-{s}.jsonl").exists()
+    }
     answers["refined"] = refined_texts(ctx.inputs["refinement"] / "records.jsonl", answers["senior"], ctx.inputs["synthesis"])
     samples = ctx.config["counts"]["test_samples"]
     checked = {s: check(ctx, prompts, rows) for s, rows in answers.items()}
@@ -120,8 +124,18 @@ def embedders(ctx: Context) -> dict[str, Any] | None:
             own = (source, seed) == ("refined", ctx.config["seed"])
             models[f"{source}-{seed}"] = folder / "model" if own else folder / "compare" / f"{source}-{seed}" / "model"
     distinct = sorted(set(models.values()))
-    jobs = [{"model": str(m), "tasks": tasks, "data": str(data) if data else None, "output": str(ctx.out / "results" / m.relative_to(folder).as_posix().replace("/", "-"))} for m in distinct]
-    scores = dict(zip(distinct, in_processes("speedlit.evaluation.run:evaluate_folder", jobs, min(comparison["processes"], len(jobs)), "evaluation"), strict=True))
+    jobs = [
+        {
+            "model": str(m),
+            "tasks": tasks,
+            "data": str(data) if data else None,
+            "output": str(ctx.out / "results" / m.relative_to(folder).as_posix().replace("/", "-")),
+        }
+        for m in distinct
+    ]
+    scores = dict(
+        zip(distinct, in_processes("speedlit.evaluation.run:evaluate_folder", jobs, min(comparison["processes"], len(jobs)), "evaluation"), strict=True)
+    )
     rows = {name: scores[path] for name, path in models.items()}
     return {"models": rows, "sources": by_source(rows, comparison), "tasks": list(rows["embedder"]), "count": counts(ctx)}
 

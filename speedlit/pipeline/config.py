@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -302,7 +303,7 @@ def parse(config: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     path = find_recipe(config)
     values = read_yaml(path)
-    mistakes = unknown_keys(values, RunConfig().plain(), str(path))
+    mistakes = unknown_keys(values, RunConfig().plain(), str(path)) + unknown_flags(overrides, RunConfig().plain())
     if mistakes:
         raise UsageError("\n".join(mistakes))
     parser = ArgumentParser(exit_on_error=False, parser_mode="yaml")
@@ -320,11 +321,27 @@ def parse(config: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def tidy(message: str) -> str:
-    """The last, most exact lines of a parser's message, in one sentence."""
+    """Key and reason out of a parser's several lines, in one sentence."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    first = lines[0] if lines else message
-    rest = [line for line in lines[1:] if "Expected" in line or "not" in line][-1:]
-    return "; ".join([first, *rest])[:400]
+    key = re.search(r'key "([^"]+)"', message)
+    reason = next((line for line in reversed(lines) if "xpected" in line or "not" in line), lines[-1] if lines else message)
+    reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace(". Got value:", " but got")
+    return (f"{key.group(1)}: {reason}" if key else reason)[:400]
+
+
+def unknown_flags(words: Sequence[str], known: dict[str, Any]) -> list[str]:
+    """One line per ``--dotted.key`` that the schema doesn't have."""
+    out = []
+    for word in words:
+        if not word.startswith("--"):
+            continue
+        key = word[2:].split("=", 1)[0]
+        branch: dict[str, Any] = {}
+        for part in reversed(key.split(".")):
+            branch = {part: branch}
+        if key.split(".set.")[0] == key:  # below `set` any key is the fit recipe's own
+            out += unknown_keys(branch, known, f"--{key}")
+    return out
 
 
 def unknown_keys(values: dict[str, Any], known: dict[str, Any], where: str, prefix: str = "") -> list[str]:
@@ -332,12 +349,17 @@ def unknown_keys(values: dict[str, Any], known: dict[str, Any], where: str, pref
     out: list[str] = []
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}"
+            hint = suggestion(str(key), list(known), prefix)
             out.append(f"{where}: unknown key `{prefix}{key}`; {hint}")
         elif isinstance(value, dict) and isinstance(known[key], dict) and known[key] and key != "set":
             out += unknown_keys(value, known[key], where, f"{prefix}{key}.")
     return out
+
+
+def suggestion(key: str, known: Sequence[str], prefix: str = "") -> str:
+    """What the writer of ``key`` may have meant."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}"
 
 
 def check(config: RunConfig, path: Path) -> RunConfig:

@@ -51,9 +51,21 @@ def stages() -> dict[str, Stage]:
         ("revisor", ("tasks", "revisions"), ("revisor", "revision", "base", "seed", "prompts"), TRAIN + "training.revisor", False),
         ("synthesis", ("tasks", "junior", "senior"), ("counts.candidates", "counts.test_samples", "control", *SAMPLING), SYNTH + "synthesis", True),
         ("refinement", ("tasks", "synthesis", "revisor"), ("revision", "revise_fields", "prompts", *SAMPLING), SYNTH + "refinement", True),
-        ("dataset", ("tasks", "seed", "synthesis", "refinement"), ("filters", "counts.embedder", "evaluation", "comparison.sources", "seed"), SYNTH + "dataset", False),
+        (
+            "dataset",
+            ("tasks", "seed", "synthesis", "refinement"),
+            ("filters", "counts.embedder", "evaluation", "comparison.sources", "seed"),
+            SYNTH + "dataset",
+            False,
+        ),
         ("embedder", ("dataset",), ("embedder", "embedder_base", "base", "comparison", "evaluation", "seed"), TRAIN + "training.embedder", False),
-        ("evaluation", ("tasks", "synthesis", "refinement", "dataset", "embedder"), ("evaluation", "comparison", "base", "embedder_base", "seed"), TRAIN + "assessment", False),
+        (
+            "evaluation",
+            ("tasks", "synthesis", "refinement", "dataset", "embedder"),
+            ("evaluation", "comparison", "base", "embedder_base", "seed"),
+            TRAIN + "assessment",
+            False,
+        ),
         ("report", ("evaluation",), (), TRAIN + "reporting", False),
     ]
     return {name: Stage(i, name, needs, keys, entry(target), sharded) for i, (name, needs, keys, target, sharded) in enumerate(rows, 1)}
@@ -132,7 +144,9 @@ def run_stage(config: RunConfig, name: str, shard: tuple[int, int] = (0, 1), say
         say(f"{name} {shard[0]}/{shard[1]}: {outcome(ctx)}")
 
 
-def perform(stage: Stage, every: dict[str, Stage], plain: dict[str, Any], root: Path, services: Services, say: Callable[[str], None], redo: bool = False) -> None:
+def perform(
+    stage: Stage, every: dict[str, Stage], plain: dict[str, Any], root: Path, services: Services, say: Callable[[str], None], redo: bool = False
+) -> None:
     """Bring one stage to its finished state."""
     made_from = fingerprint(stage, plain, root, every)
     now = state(stage, made_from, root)
@@ -163,7 +177,9 @@ def perform(stage: Stage, every: dict[str, Stage], plain: dict[str, Any], root: 
     say(f"{label}: {outcome(ctx)} in {seconds:.1f} s")
 
 
-def context(stage: Stage, every: dict[str, Stage], plain: dict[str, Any], root: Path, services: Services, out: Path, shard: tuple[int, int] = (0, 1)) -> Context:
+def context(
+    stage: Stage, every: dict[str, Stage], plain: dict[str, Any], root: Path, services: Services, out: Path, shard: tuple[int, int] = (0, 1)
+) -> Context:
     """What the stage's function is given."""
     inputs = {name: every[name].folder(root) for name in every if name != stage.name and every[name].number < stage.number}
     return Context(stage.name, out, inputs, plain, root, services.backend, services.checker(), shard)
@@ -225,9 +241,8 @@ def summarise(root: Path, every: dict[str, Stage], write: bool = True) -> dict[s
         if (stage.folder(root) / "_SUCCESS").exists() and manifest.exists():
             made = read_json(manifest)
             summary["stages"][stage.name] = {"seconds": made["seconds"], **made["ledger"]}
-    tables = every["evaluation"].folder(root) / "tables.json"
-    if "evaluation" in summary["stages"] and tables.exists():
-        summary.update(read_json(tables))
+    if "evaluation" in summary["stages"]:
+        summary.update(read_json(every["evaluation"].folder(root) / "tables.json"))
     if write:
         write_json(root / "summary.json", summary)
     return summary

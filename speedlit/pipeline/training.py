@@ -127,5 +127,8 @@ def train(ctx: Context, jobs: list[dict[str, Any]], processes: int | None = None
     """Run fits, several at a time where the config allows; the first one's figures go to the ledger."""
     workers = min(processes or ctx.config["sampling"]["processes"], len(jobs))
     results = in_processes("speedlit.pipeline.fitting:fit", jobs, workers, ctx.name)
-    ctx.ledger.notes["fits"] = [{"out": Path(j["out"]).relative_to(ctx.out).as_posix() or ".", **{k: r[k] for k in ("steps", "seconds", "final")}} for j, r in zip(jobs, results, strict=True)]
+    ctx.ledger.notes["fits"] = [
+        {"out": Path(j["out"]).relative_to(ctx.out).as_posix() or ".", **{k: r[k] for k in ("steps", "seconds", "final")}}
+        for j, r in zip(jobs, results, strict=True)
+    ]
     ctx.ledger.accepted = 0

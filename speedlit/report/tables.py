@@ -32,7 +32,9 @@ def stage_table(stages: dict[str, Any]) -> Table:
     for name, s in stages.items():
         rejected = sum(s["rejected"].values())
         why = ", ".join(f"{k} {v}" for k, v in sorted(s["rejected"].items(), key=lambda kv: -kv[1])[:3])
-        rows.append([name, f"{s['seconds']:.1f}", number(s["calls"]), number(s["tokens_in"]), number(s["tokens_out"]), number(s["accepted"]), number(rejected), why])
+        rows.append(
+            [name, f"{s['seconds']:.1f}", number(s["calls"]), number(s["tokens_in"]), number(s["tokens_out"]), number(s["accepted"]), number(rejected), why]
+        )
     total = sum(s["seconds"] for s in stages.values())
     rows.append(["all", f"{total:.1f}", *(number(sum(s[k] for s in stages.values())) for k in ("calls", "tokens_in", "tokens_out")), "", "", ""])
     return Table("stages", ["stage", "seconds", "calls", "tokens in", "tokens out", "accepted", "rejected", "most for"], rows)
@@ -54,7 +56,12 @@ def difference_table(quality: dict[str, Any]) -> Table:
     names = list(next(iter(quality["sources"].values())))
     head = ["check", *(f"{d['of']} - {d['over']}" for d in quality["differences"])]
     rows = [[name, *(verdict(d[name]) for d in quality["differences"])] for name in names]
-    return Table("record quality, differences", head, rows, "paired by prompt; where the interval holds 0 the cell says: no gain. control = SFT on the chosen answers: the senior's data, steps and learning rate, beta 0")
+    return Table(
+        "record quality, differences",
+        head,
+        rows,
+        "paired by prompt; where the interval holds 0 the cell says: no gain. control = SFT on the chosen answers: the senior's data, steps and learning rate, beta 0",
+    )
 
 
 def embedder_table(embedders: dict[str, Any]) -> Table:
@@ -64,10 +71,17 @@ def embedder_table(embedders: dict[str, Any]) -> Table:
     for source, cells in embedders["sources"].items():
         rows.append([f"{source} data", *(bracket(cells[t], 100, 1) for t in tasks)])
     for source, cells in embedders["sources"].items():
-        rows += [[f"{source} - {other.removeprefix('over ')}", *(verdict(cells[other][t], 100, 1) for t in tasks)] for other in cells if other.startswith("over ")]
+        rows += [
+            [f"{source} - {other.removeprefix('over ')}", *(verdict(cells[other][t], 100, 1) for t in tasks)] for other in cells if other.startswith("over ")
+        ]
     if not embedders["sources"]:
         rows.append(["embedder", *(f"{100 * embedders['models']['embedder'][t]:.1f}" for t in tasks)])
-    return Table("embedder, mteb main score x 100", ["data", *tasks], rows, "equal count per source; mean [95 % Student interval over the seeds]; differences paired by seed")
+    return Table(
+        "embedder, mteb main score x 100",
+        ["data", *tasks],
+        rows,
+        "equal count per source; mean [95 % Student interval over the seeds]; differences paired by seed",
+    )
 
 
 def number(value: float) -> str:

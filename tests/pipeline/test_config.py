@@ -1,0 +1,77 @@
+"""The run config: every mistake is told with its key and a remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speedlit.errors import UsageError
+from speedlit.pipeline.config import RECIPES, find_recipe, fit_recipe, merge, parse, read_yaml, shipped
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+LOOPS = [name for name in shipped() if "/" not in name]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_every_shipped_loop_parses_with_the_real_parser(name: str) -> None:
+    config = parse(name)
+    assert config.name
+    for training in ("junior", "senior", "revisor", "embedder"):
+        recipe = fit_recipe(config.plain()[training])
+        assert recipe["model"]["class_path"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x\nsed: 1\n", ["unknown key `sed`", "did you mean `seed`"]),
+        ("counts: {sede: 3}\n", ["counts.sede", "counts.seed"]),
+        ("counts: {seed: many}\n", ["counts.seed", "int"]),
+        ("counts: {seed: 0}\ntasks: {test: 2}\n", ["counts.seed is 0", "tasks.test is 2"]),
+        ("revision: half\n", ["revision", "full or edits"]),
+        ("comparison: {sources: [juniors]}\n", ["juniors", "junior"]),
+        ("a: [1\n", ["not valid YAML", ":2"]),
+        ("", ["holds nothing"]),
+        ("- 1\n", ["list"]),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, said: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(write(tmp_path, text))
+    for part in said:
+        assert part in str(caught.value)
+
+
+def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
+    path = write(tmp_path, "counts: {seed: 5}\n")
+    assert parse(path, ["--counts.seed", "7"]).counts.seed == 7
+    assert parse(path, ["--counts.seed=8", "--topics.file", "t.txt"]).topics.file == "t.txt"
+    with pytest.raises(UsageError, match=r"counts\.sed.*did you mean `counts\.seed`"):
+        parse(path, ["--counts.sed", "7"])
+
+
+def test_a_missing_recipe_names_its_neighbours() -> None:
+    with pytest.raises(UsageError, match="demo"):
+        find_recipe("dmo")
+    assert find_recipe("demo") == RECIPES / "demo.yaml"
+
+
+def test_merge_replaces_a_block_of_another_class() -> None:
+    base = {"model": {"class_path": "A", "init_args": {"x": 1}}, "k": {"a": 1}}
+    assert merge(base, {"k": {"b": 2}})["k"] == {"a": 1, "b": 2}
+    assert merge(base, {"model": {"class_path": "B"}})["model"] == {"class_path": "B"}
+    assert merge(base, {"model": {"init_args": {"y": 2}}})["model"]["init_args"] == {"x": 1, "y": 2}
+
+
+def test_unreadable_yaml(tmp_path: Path) -> None:
+    bad = tmp_path / "b.yaml"
+    bad.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"b\.yaml"):
+        read_yaml(bad)
