@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from speedlit.errors import SpeedlitError, UsageError
+from speedlit.evaluation.state import same_randomness
 from speedlit.files import read_json, read_jsonl
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ KINDS = {
 }
 
 
+@same_randomness()  # making a task seeds all random generators
 def load_tasks(names: str | Sequence[str] | None = None, data: str | Path | None = None) -> list[AbsTask]:
     """Tasks ready to run.
 

@@ -1,0 +1,169 @@
+"""The one mteb encoder of the house: a live module, one of our folders, or a sentence-transformers folder.
+
+Texts become token ids through the token contract, the same object that training used. They are sorted by length, cut
+into batches by a budget of padded tokens, and their vectors come back in the order of the texts. Nothing about the model
+is left changed: every submodule's train or eval mode and the state of all random generators are put back.
+
+Instructions follow the paper: queries carry the instruction, documents none, and symmetric tasks (STS, classification,
+clustering ...) carry it on both sides. Whether an instruction has any effect is for the contract's query template to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from speedlit.evaluation.state import evaluating, same_randomness
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models.model_meta import ModelMeta
+
+    from speedlit.data.tokens import TokenContract
+
+Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in batches, longest first, each of at most ``budget`` padded tokens (one text at least)."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    start = 0
+    while start < len(order):
+        size = max(1, budget // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+class Encoder:
+    """Texts to vectors, and what mteb asks of a model.
+
+    Args:
+        model: the network; only its mode is touched, and only for the time of a call.
+        embed: input ids and attention mask, both (B, T), to vectors (B, D), pooled and normalised as the contract says.
+        tokenizer: turns text into ids; supplies the padding id.
+        tokens: the token contract.
+        name: what the results are filed under, ``organisation/model``; ``revision`` tells checkpoints of one run apart.
+        token_budget: padded tokens per forward pass.
+        instructions: by task name, in place of the task's own instruction; an empty text means none.
+        instruct: False leaves all instructions away.
+        autocast: a dtype to compute in, such as torch.bfloat16; None keeps the model's own.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        embed: Embed,
+        tokenizer: Any,
+        tokens: TokenContract,
+        *,
+        name: str = "speedlit/model",
+        revision: str = "unknown",
+        token_budget: int = 4096,
+        instructions: Mapping[str, str] | None = None,
+        instruct: bool = True,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.embed, self.tokenizer, self.tokens = model, embed, tokenizer, tokens
+        self.name, self.revision, self.token_budget = name, revision, token_budget
+        self.instructions, self.instruct, self.autocast = dict(instructions or {}), instruct, autocast
+        self._meta: ModelMeta | None = None
+
+    def vectors(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
+        """Encode texts: float32, shape (len(texts), D), in the order given. Equal texts are computed once."""
+        if not texts:
+            raise ValueError("there is nothing to encode")
+        place: dict[str, int] = {}
+        rows = [place.setdefault(text, len(place)) for text in texts]
+        ids = [self.tokens.encode_text(self.tokenizer, text, instruction) for text in place]
+        with same_randomness(), evaluating(self.model):
+            return self._encode_ids(ids)[rows]
+
+    def _encode_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        device = next(self.model.parameters()).device
+        pad = self.tokenizer.pad_token_id
+        out: np.ndarray | None = None
+        for chosen in batches([len(row) for row in ids], self.token_budget):
+            input_ids, mask = pad_right([ids[index] for index in chosen], 0 if pad is None else pad)
+            with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                found = self.embed(input_ids.to(device), mask.to(device))
+            block = found.float().cpu().numpy()
+            if out is None:
+                out = np.empty((len(ids), block.shape[1]), dtype=np.float32)
+            out[chosen] = block
+        assert out is not None
+        return out
+
+    def instruction_for(self, task: TaskMetadata, prompt_type: Any | None) -> str | None:
+        """The instruction of one side of a task, or None: documents stay bare."""
+        side = getattr(prompt_type, "value", prompt_type)
+        if not self.instruct or side == "document":
+            return None
+        if task.name in self.instructions:
+            return self.instructions[task.name] or None
+        prompt = task.prompt
+        if isinstance(prompt, dict):
+            prompt = prompt.get("query")
+        return prompt or _usual_prompt(task)
+
+    # -- what mteb calls ------------------------------------------------------------------------------------------
+
+    def encode(
+        self, inputs: Iterable[Mapping[str, Any]], *, task_metadata: TaskMetadata, hf_split: str, hf_subset: str, prompt_type: Any | None = None, **_: Any
+    ) -> np.ndarray:
+        """Encode the batches of mteb's loader; its batch size is ignored in favour of the token budget."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self.vectors(texts, self.instruction_for(task_metadata, prompt_type))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of every vector of the one with every vector of the other, shape (N1, N2)."""
+        from mteb.similarity_functions import cos_sim
+
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of the vectors of the same row, shape (N,)."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """Name and revision of this very checkpoint; without them mteb files all local models under one name."""
+        if self._meta is None:
+            from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+            fields = {
+                "name": self.name if "/" in self.name else f"speedlit/{self.name}",
+                "revision": self.revision,
+                "max_tokens": self.tokens.max_length,
+                "n_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": self.instruct and "{instruction}" in self.tokens.query_template,
+                "framework": ["PyTorch"],
+            }
+            self._meta = ModelMeta.create_empty(fields)
+        return self._meta
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, both (len(rows), longest row)."""
+    width = max(1, max(len(row) for row in rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+def _usual_prompt(task: TaskMetadata) -> str | None:
+    """mteb's instruction for the task's type, where the task has none of its own."""
+    from mteb import abstasks
+
+    from speedlit.evaluation.tasks import KINDS
+
+    kind = KINDS.get(task.type)
+    return getattr(abstasks, kind.base).abstask_prompt if kind else None

@@ -1,0 +1,117 @@
+"""Score an encoder on tasks, through mteb itself and without its cache.
+
+mteb's cache files local models under one common name, so that a second checkpoint gets the first one's score; here every
+result is computed, and resuming is by files of our own that carry the model's content hash.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speedlit.errors import SpeedlitError
+from speedlit.evaluation.encoder import Encoder
+from speedlit.evaluation.state import same_randomness
+from speedlit.progress import Progress
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+Failed = Callable[[str, str], None]
+
+
+def evaluate(
+    encoder: Encoder, tasks: Sequence[AbsTask], *, output: Path | None = None, failed: Failed | None = None, progress: bool = False
+) -> dict[str, float]:
+    """Main score of every task, as a fraction of 1.
+
+    Args:
+        encoder: the model to score.
+        tasks: tasks from ``load_tasks``. They are not changed, and give the same samples every time.
+        output: results in mteb's own layout go to ``output/results/<model>/<revision>/<task>.json``; a task whose file is there
+            already is read from it, not run again (the revision must therefore name the weights).
+        failed: told the name of a task that failed and why; the others go on. None makes the first failure an error.
+        progress: show a bar.
+
+    Raises:
+        SpeedlitError: a task failed and there is no ``failed``.
+    """
+    scores: dict[str, float] = {}
+    with same_randomness(), quiet(), Progress("evaluate", len(tasks), "tasks") if progress else _silent() as bar:
+        for task in tasks:
+            outcome = _run(encoder, task, output)
+            name = task.metadata.name
+            if not isinstance(outcome, str):
+                scores[name] = outcome
+            elif failed is None:
+                raise SpeedlitError(f"task {name} failed: {outcome}")
+            else:
+                failed(name, outcome)
+            bar.advance(note=f"{name} {outcome:.4f}" if name in scores else f"{name} failed")
+    return scores
+
+
+def _run(encoder: Encoder, task: AbsTask, output: Path | None) -> float | str:
+    """The main score of one task, or why there is none."""
+    import mteb
+    from mteb.cache import ResultCache
+    from mteb.results import TaskResult
+
+    meta = encoder.mteb_model_meta
+    files = ResultCache(cache_path=output) if output is not None else None
+    if files is not None:
+        path = files.get_task_result_path(task.metadata.name, meta)
+        if path.is_file():
+            return float(TaskResult.from_disk(path).get_score())
+    options = {"show_progress_bar": False, "batch_size": 256}  # the size of mteb's loader, not of a forward pass
+    result = mteb.evaluate(encoder, [_fresh(task)], cache=None, co2_tracker=False, raise_error=False, show_progress_bar=False, encode_kwargs=options)
+    if result.exceptions:
+        return str(result.exceptions[0].exception) or "no reason given"
+    found = result.task_results[0]
+    if files is not None:
+        files.save_to_cache(found, meta)
+    return float(found.get_score())
+
+
+def _fresh(task: AbsTask) -> AbsTask:
+    """The task with its random generators at their start: a used task would draw other samples than a new one."""
+    task = copy.copy(task)
+    task.rng_state, task.np_rng = random.Random(task.seed), np.random.default_rng(task.seed)
+    return task
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars and no log lines of mteb and datasets; what matters is reported by the caller."""
+    import datasets
+    import mteb  # noqa: F401  (importing it seeds all random generators: inside same_randomness only)
+
+    logger = logging.getLogger("mteb")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+class _Silent:
+    """A progress bar that shows nothing."""
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def _silent() -> Iterator[Any]:
+    yield _Silent()
