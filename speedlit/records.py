@@ -87,6 +87,7 @@ class Prompt(Row):
     template: str  # name@version of the template
     knobs: dict[str, Any]
     messages: list[dict[str, str]]
+    keys: list[str] = field(default_factory=list)  # JSON keys of the answer in writing order (files of records sort theirs)
 
     @property
     def text(self) -> str:

@@ -199,16 +199,15 @@ def parse_change(
     """
     value, _ = decode(text, dict, finish_reason)
     before = {key: before[key] for key in keys}
-    name = form if form in value else next((k for k in ("edits", "revision") if k in value), "")
-    if form == "full" and "revision" in value:
-        name = "revision"
-    if name == "edits":
+    wanted, other = ("edits", "revision") if form == "edits" else ("revision", "edits")
+    name = wanted if wanted in value else other
+    if name == "edits" and "edits" in value:
         edits = _edits(value["edits"])
-    elif name == "revision":
+    elif "revision" in value:
         after = _revision(value["revision"], keys)
         edits = [[key, before[key], after[key]] for key in keys if before[key] != after[key]]
     else:
-        raise Rejected("missing_key:" + ("edits" if form == "edits" else "revision"))
+        raise Rejected(f"missing_key:{wanted}")
     kept = [edit for edit in edits if allowed is None or edit[0] in allowed or edit[0] not in before]
     after = apply_edits(before, kept)
     return Change(after, [edit for edit in kept if edit[1] != edit[2]], _text(value.get("reason")), len(edits) - len(kept))

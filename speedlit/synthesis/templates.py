@@ -201,7 +201,7 @@ class PromptSet:
 
 
 @lru_cache(maxsize=8)
-def load_prompts(name: str = DEFAULT_SET) -> PromptSet:
+def load_set(name: str = DEFAULT_SET) -> PromptSet:
     """Load a prompt set by packaged name (``paper``, ``mini``) or by folder.
 
     Raises:

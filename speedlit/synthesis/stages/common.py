@@ -1,0 +1,168 @@
+"""What the synthesis stages share: asking a backend with parts and shards, and turning answers into records.
+
+Answers of the teacher are in the journal, so an interrupted or sharded stage finds them there. Answers of local models go to part
+files of ``CHUNK`` requests in ``<stage>/work/parts``. Chunks are cut by position and a shard takes whole chunks, so a local batch is
+made of the same requests, and gives the same samples, whoever computes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from speedlit.context import Context, Reply, Request, Sampling
+from speedlit.files import atomic, canonical_json, content_id, read_jsonl, write_jsonl
+from speedlit.progress import Progress
+from speedlit.records import Generation, Prompt, Record, Row, read_rows
+from speedlit.synthesis.parsing import Rejected, parse_record
+from speedlit.synthesis.templates import Template, derived_seed, load_set
+
+CHUNK = 1024
+
+
+def ask(ctx: Context, role: str, requests: Sequence[Request], label: str) -> Iterator[tuple[Request, Reply]]:
+    """Ask this shard's share of ``requests``; yields them with their replies in order, counted and shown."""
+    whole = ctx.shard == (0, 1)
+    label = label if whole else f"{label} {ctx.shard[0]}/{ctx.shard[1]}"
+    pairs = _ask_teacher(ctx, requests) if role == "teacher" else _ask_local(ctx, role, requests)
+    with Progress(label, _share(ctx, role, len(requests)), "answers") as progress:
+        for request, reply in pairs:
+            ctx.ledger.reply(reply)
+            progress.advance()
+            yield request, reply
+
+
+def _share(ctx: Context, role: str, total: int) -> int:
+    index, count = ctx.shard
+    unit = 1 if role == "teacher" else CHUNK
+    return sum(min(unit, total - start) for start in range(index * unit, total, count * unit))
+
+
+def _ask_teacher(ctx: Context, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
+    mine = ctx.mine(requests)
+    if mine:
+        yield from zip(mine, ctx.backend("teacher").generate(mine), strict=True)
+
+
+def _ask_local(ctx: Context, role: str, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
+    chunks = ctx.mine([requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)])
+    paths = [_part(ctx, role, chunk) for chunk in chunks]
+    missing = [chunk for chunk, path in zip(chunks, paths, strict=True) if not path.exists()]
+    stream = ctx.backend(role).generate(itertools.chain.from_iterable(missing)) if missing else iter(())
+    for chunk, path in zip(chunks, paths, strict=True):
+        if path.exists():
+            replies = [Reply(**row) for row in read_jsonl(path)]
+            yield from zip(chunk, replies, strict=True)
+        else:
+            rows = []
+            for request in chunk:
+                reply = next(stream)
+                rows.append(asdict(reply))
+                yield request, reply
+            write_jsonl(path, rows)
+
+
+def _part(ctx: Context, role: str, chunk: Sequence[Request]) -> Path:
+    """Named by what is asked, so a part of other requests is never taken for this one."""
+    stage = ctx.out if ctx.shard == (0, 1) else ctx.out.parent.parent  # a shard works in <stage>/work/shard-i-of-n
+    folder = stage / "work" / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{role}-{content_id([[r.id, r.index, list(r.messages), asdict(r.sampling)] for r in chunk])}.jsonl"
+
+
+def prompts_of(ctx: Context, *uses: str) -> list[Prompt]:
+    """The run's prompts for some uses, in their order."""
+    return [prompt for prompt in read_rows(ctx.inputs["tasks"] / "prompts.jsonl", Prompt) if prompt.use in uses]
+
+
+def writer_sampling(ctx: Context, role: str) -> Sampling:
+    """How ``role`` draws samples: the teacher by ``teacher``, generators by ``sampling``."""
+    settings = ctx.config["teacher" if role == "teacher" else "sampling"]
+    return Sampling(settings.get("temperature", 1.0), settings.get("top_p", 1.0), settings.get("max_tokens", 800))
+
+
+def write_requests(ctx: Context, role: str, prompts: Iterable[Prompt], samples: int = 1) -> list[Request]:
+    """One request per prompt and sample, seeded by the run's seed, the prompt and the sample's index."""
+    base = writer_sampling(ctx, role)
+    return [
+        Request(prompt.id, prompt.messages, Sampling(base.temperature, base.top_p, base.max_tokens, derived_seed(ctx.config["seed"], prompt.id, index)), index)
+        for prompt in prompts
+        for index in range(samples)
+    ]
+
+
+def exact_sampling(ctx: Context, role: str, *parts: Any) -> Sampling:
+    """Temperature 0, for judge, critic and revisor."""
+    return Sampling(0.0, 1.0, writer_sampling(ctx, role).max_tokens, derived_seed(ctx.config["seed"], *parts))
+
+
+def sample(ctx: Context, role: str, source: str, prompts: Sequence[Prompt], requests: Sequence[Request], suffix: str = "") -> list[Record]:
+    """Let ``role`` answer; write ``generations``, ``records`` and ``rejected`` (with ``suffix``).
+
+    Returns:
+        The records, in the order of the requests.
+    """
+    templates = load_set(ctx.config["prompts"])
+    by_id = {prompt.id: prompt for prompt in prompts}
+    records: list[Record] = []
+    with Outputs(ctx.out, "generations", "records", "rejected", suffix=suffix) as out:
+        for request, reply in ask(ctx, role, requests, f"{ctx.name}: {source}"):
+            prompt = by_id[request.id]
+            usage = {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+            provenance = {**reply.provenance, "sampling": asdict(request.sampling), **({"error": reply.error} if reply.error else {})}
+            generation = Generation(prompt.id, source, reply.index, reply.text, reply.finish_reason, usage, provenance)
+            out.write("generations", generation)
+            try:
+                record = to_record(prompt, generation, templates[prompt.kind], reply.error)
+            except Rejected as reason:
+                ctx.ledger.reject(str(reason))
+                out.write("rejected", {"generation_id": generation.id, "prompt_id": prompt.id, "kind": prompt.kind, "reason": str(reason), "text": reply.text})
+                continue
+            ctx.ledger.accepted += 1
+            out.write("records", record)
+            records.append(record)
+    return records
+
+
+def to_record(prompt: Prompt, generation: Generation, template: Template, error: str = "") -> Record:
+    """Parse one generation.
+
+    Raises:
+        Rejected: with a reason code.
+    """
+    if error:
+        raise Rejected(f"no_answer:{error}")
+    parsed = parse_record(generation.text, prompt.keys, generation.finish_reason)
+    return make_record(prompt, template, parsed.fields, generation.id, parsed.parsed_by, generation.source, generation.index)
+
+
+def make_record(prompt: Prompt, template: Template, fields: dict[str, str], generation_id: str, parsed_by: str, source: str, index: int) -> Record:
+    """A record with query, positive and negatives read from its fields."""
+    query, positive, negative = (template.key_of(role) for role in ("query", "positive", "negative"))
+    assert query is not None and positive is not None  # the loader has checked this
+    negatives = [fields[negative]] if negative else []
+    instruction = template.instruction_for(prompt.task)
+    return Record(generation_id, prompt.id, prompt.kind, instruction, fields, fields[query], fields[positive], negatives, parsed_by, source, index)
+
+
+class Outputs:
+    """Several JSON-lines files written side by side; all take their place at the end, or none."""
+
+    def __init__(self, folder: Path, *names: str, suffix: str = "") -> None:
+        self._paths = {name: folder / f"{name}{suffix}.jsonl" for name in names}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Outputs:
+        self._streams = {name: self._stack.enter_context(atomic(path)) for name, path in self._paths.items()}
+        return self
+
+    def write(self, name: str, row: Row | dict[str, Any]) -> None:
+        """Append one row."""
+        self._streams[name].write(canonical_json(row.to_json() if isinstance(row, Row) else row) + "\n")
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
