@@ -47,8 +47,9 @@ class Encoder:
         tokens: the token contract.
         name: what the results are filed under, ``organisation/model``; ``revision`` tells checkpoints of one run apart.
         token_budget: padded tokens per forward pass.
-        instructions: by task name, in place of the task's own instruction; an empty text means none.
-        instruct: False leaves all instructions away.
+        instructions: in place of the tasks' own; keys are those of mteb's prompt tables (``Task-query``, ``Task``, ``Type-query``,
+            ``Type``, ``query``, ``document``); an empty text means none.
+        instruct: False leaves the tasks' own instructions away.
         autocast: a dtype to compute in, such as torch.bfloat16; None keeps the model's own.
     """
 
@@ -97,12 +98,16 @@ class Encoder:
         return out
 
     def instruction_for(self, task: TaskMetadata, prompt_type: Any | None) -> str | None:
-        """The instruction of one side of a task, or None: documents stay bare."""
+        """The instruction of one side of a task, or None. The table comes first, then the task's own; documents stay bare."""
         side = getattr(prompt_type, "value", prompt_type)
+        keys = [task.name, task.type] if side is None else [f"{task.name}-{side}", f"{task.type}-{side}", side]
+        if side == "query":
+            keys[1:1] = [task.name]
+        for key in keys:
+            if key in self.instructions:
+                return self.instructions[key] or None
         if not self.instruct or side == "document":
             return None
-        if task.name in self.instructions:
-            return self.instructions[task.name] or None
         prompt = task.prompt
         if isinstance(prompt, dict):
             prompt = prompt.get("query")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,18 @@ def evaluate(
     return scores
 
 
+def evaluate_folder(
+    model: str, tasks: str | Sequence[str] | None = None, data: str | None = None, output: str | None = None, progress: bool = True, **options: Any
+) -> dict[str, float]:
+    """``evaluate`` of a model folder, callable in a fresh process; ``options`` as in ``open_encoder``."""
+    from speedlit.evaluation.folders import open_encoder
+    from speedlit.evaluation.tasks import load_tasks
+
+    with same_randomness():
+        ready = load_tasks(tasks, data)
+        return evaluate(open_encoder(model, **options), ready, output=Path(output) if output else None, progress=progress)
+
+
 def _run(encoder: Encoder, task: AbsTask, output: Path | None) -> float | str:
     """The main score of one task, or why there is none."""
     import mteb
@@ -91,14 +104,15 @@ def _fresh(task: AbsTask) -> AbsTask:
 def quiet() -> Iterator[None]:
     """No bars and no log lines of mteb and datasets; what matters is reported by the caller."""
     import datasets
-    import mteb  # noqa: F401  (importing it seeds all random generators: inside same_randomness only)
 
     logger = logging.getLogger("mteb")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "the task is superseded by ..." once per look
+            yield
     finally:
         logger.setLevel(level)
         if not bars:

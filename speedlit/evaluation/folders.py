@@ -1,0 +1,157 @@
+"""Encoders from what there is: a live module, one of our model folders, or a folder or name of another library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from speedlit.errors import UsageError
+from speedlit.evaluation.encoder import Embed, Encoder
+from speedlit.files import sha256_file
+
+if TYPE_CHECKING:
+    from speedlit.data.tokens import TokenContract
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+
+
+def module_encoder(module: Any, **options: Any) -> Encoder:
+    """The encoder of a live ``EmbeddingModule``: its own ``embed``, tokenizer and token contract.
+
+    Raises:
+        UsageError: the module has no ``embed``, so it does not make vectors of texts.
+    """
+    if not callable(getattr(module, "embed", None)):
+        name = type(module).__name__
+        raise UsageError(f"MTEB scores need a module that embeds texts, such as EmbeddingModule, not {name}: take the MTEB callback out of the config")
+    return Encoder(module, module.embed, module.tokenizer, module.tokens, **options)
+
+
+def open_encoder(
+    path: str | Path, *, pooling: str | None = None, max_length: int | None = None, device: str = "cpu", dtype: str = "float32", **options: Any
+) -> Encoder:
+    """The encoder of a model folder or hub name.
+
+    Args:
+        path: a model folder of ours (``speedlit.json``; also the folder of a fit, which holds one as ``model``), a
+            sentence-transformers model, or a plain Hugging Face model (then ``pooling`` must be said).
+        pooling: last, mean, weighted_mean or cls; only for a model that does not say itself.
+        max_length: longest text in tokens, in place of the model's own.
+        device: where to compute.
+        dtype: float32, bfloat16 or float16.
+        options: of ``Encoder``; ``name`` and ``revision`` default to the path's name and the hash of its files.
+
+    Raises:
+        UsageError: no such folder, or nothing says how the model pools.
+    """
+    folder = Path(path)
+    if (folder / "model" / "speedlit.json").is_file():
+        folder = folder / "model"
+    if not folder.exists() and _looks_local(str(path)):
+        raise UsageError(f"there is no model at {path}: give a model folder, or a hub name such as organisation/model")
+    precision = _dtype(dtype)
+    if folder.is_dir():
+        options = {"name": f"speedlit/{_label(folder)}", "revision": folder_hash(folder), **options}
+    else:
+        options = {"name": str(path), "revision": "main", **options}
+    if not (folder / "speedlit.json").is_file() and pooling is None:
+        return _foreign(str(path) if not folder.is_dir() else str(folder), max_length, device, precision, options)
+    from speedlit.models.folder import load_folder
+
+    loaded = load_folder(folder if folder.is_dir() else str(path), dtype=precision)
+    changes = {key: value for key, value in {"pooling": pooling, "max_length": max_length}.items() if value is not None}
+    tokens = replace(loaded.tokens, **changes)
+    model = loaded.model.to(device)
+    return Encoder(model, embedder(model, tokens), loaded.tokenizer, tokens, **options)
+
+
+def embedder(model: torch.nn.Module, tokens: TokenContract) -> Embed:
+    """Ids and mask to pooled, and where the contract says so normalised, vectors."""
+    from speedlit.models.pooling import pool
+
+    def embed(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        found = pool(hidden, mask, tokens.pooling)
+        return torch.nn.functional.normalize(found, dim=-1) if tokens.normalize else found
+
+    return embed
+
+
+def folder_hash(folder: Path) -> str:
+    """First 12 hex digits over the names and bytes of a model folder's weights, configs and tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in WEIGHTS for path in folder.rglob(pattern)}):
+        digest.update(f"{path.relative_to(folder).as_posix()}:{sha256_file(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+@dataclass
+class _ForeignTokens:
+    """The token rules of a sentence-transformers model: its tokenizer's own special tokens, its prompts as prefixes."""
+
+    max_length: int
+    query_template: str = "{instruction}{text}"
+
+    def encode_text(self, tokenizer: Any, text: str, instruction: str | None = None) -> list[int]:
+        return list(tokenizer((instruction or "") + text, truncation=True, max_length=self.max_length)["input_ids"])
+
+
+def _foreign(path: str, max_length: int | None, device: str, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+    """A sentence-transformers model, run module by module as its ``modules.json`` says."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "modules.json").is_file():
+        raise UsageError(f"{path} does not say how it pools (no speedlit.json, no modules.json): add --pooling last, mean, weighted_mean or cls")
+    model = SentenceTransformer(path, device=device, model_kwargs={"dtype": dtype})
+
+    def embed(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return model({"input_ids": input_ids, "attention_mask": mask})["sentence_embedding"]
+
+    tokens: Any = _ForeignTokens(max_length or model.max_seq_length or 512)
+    prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
+    own = {"instruct": False, "instructions": {**prompts, **(options.pop("instructions", None) or {})}}
+    return Encoder(model, embed, model.tokenizer, tokens, **{**options, **own})
+
+
+def _looks_local(path: str) -> bool:
+    """Paths, and anything that cannot be ``organisation/model``."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
+def _label(folder: Path) -> str:
+    """A name for results: the fit's folder rather than its ``model``."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise UsageError(f"unknown dtype {name!r}: use {', '.join(known)}")
+    return known[name]
+
+
+def read_instructions(path: str | Path) -> dict[str, str]:
+    """A table of instructions by task name, from a JSON or YAML file.
+
+    Raises:
+        UsageError: unreadable, or not a mapping of texts to texts.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        table = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is neither JSON nor YAML: {error}") from error
+    if not isinstance(table, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in table.items()):
+        raise UsageError(f"{path} must map task names to instruction texts")
+    return table
