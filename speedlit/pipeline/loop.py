@@ -49,7 +49,7 @@ def stages() -> dict[str, Stage]:
         ("senior", ("tasks", "junior", "candidates", "preferences"), ("senior", "control", "base", "seed"), TRAIN + "training.senior", False),
         ("revisions", ("tasks", "candidates"), ("counts.revisions", "revision", *TEACHER), SYNTH + "revisions", True),
         ("revisor", ("tasks", "revisions"), ("revisor", "revision", "base", "seed", "prompts"), TRAIN + "training.revisor", False),
-        ("synthesis", ("tasks", "junior", "senior"), ("counts.candidates", "counts.test_samples", "control", *SAMPLING), SYNTH + "synthesis", True),
+        ("synthesis", ("tasks", "junior", "senior"), ("counts.candidates", "counts.test_samples", "control", "comparison.sources", *SAMPLING), SYNTH + "synthesis", True),
         ("refinement", ("tasks", "synthesis", "revisor"), ("revision", "revise_fields", "prompts", *SAMPLING), SYNTH + "refinement", True),
         (
             "dataset",
