@@ -1,0 +1,1 @@
+"""Shards, the batch plan, the token contract, collators and data modules."""

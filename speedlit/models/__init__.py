@@ -1,0 +1,1 @@
+"""Backbones, adapters, pooling and finished model folders."""

@@ -1,0 +1,1 @@
+"""The Lightning modules: SFT, DPO and contrastive embedding over one base."""
