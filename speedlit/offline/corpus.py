@@ -38,7 +38,9 @@ def dictionary(rng: random.Random, world: World) -> str:
     """A word, its attribute and its synonyms."""
     attribute = rng.choice(ATTRIBUTES)
     one, two, three = rng.sample(FORMS[attribute, rng.randrange(16)], 3)
-    return rng.choice((f"The {attribute} {one} means {two} or {three}.", f"{attribute}: {one}, that is {attribute}: {two}", f"As a {attribute}, {one} is the same as {two}."))
+    return rng.choice(
+        (f"The {attribute} {one} means {two} or {three}.", f"{attribute}: {one}, that is {attribute}: {two}", f"As a {attribute}, {one} is the same as {two}.")
+    )
 
 
 def comparison(rng: random.Random, world: World) -> str:
@@ -150,7 +152,15 @@ def _about_mention(rng: random.Random, world: World) -> str:
 
 
 def _about_edit(rng: random.Random, world: World) -> str:
-    return rng.choice(("Revise the record: list the edits as JSON.", "Write edits as field, find, replace.", "No edits: keep the record.", "Instruct: Retrieve semantically similar text", "Query: find it"))
+    return rng.choice(
+        (
+            "Revise the record: list the edits as JSON.",
+            "Write edits as field, find, replace.",
+            "No edits: keep the record.",
+            "Instruct: Retrieve semantically similar text",
+            "Query: find it",
+        )
+    )
 
 
 PAGES: tuple[tuple[Page, float], ...] = (

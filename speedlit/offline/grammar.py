@@ -12,8 +12,12 @@ from dataclasses import dataclass
 
 from speedlit.offline.lexicon import ADJECTIVES, CONCEPTS, NAMES, PHRASES, TOPICS
 
-FORM: dict[str, tuple[str, int]] = {form: (attribute, number) for attribute, rows in CONCEPTS.items() for number, row in enumerate(rows) for form in row.split()}
-FORMS: dict[tuple[str, int], tuple[str, ...]] = {(attribute, number): tuple(row.split()) for attribute, rows in CONCEPTS.items() for number, row in enumerate(rows)}
+FORM: dict[str, tuple[str, int]] = {
+    form: (attribute, number) for attribute, rows in CONCEPTS.items() for number, row in enumerate(rows) for form in row.split()
+}
+FORMS: dict[tuple[str, int], tuple[str, ...]] = {
+    (attribute, number): tuple(row.split()) for attribute, rows in CONCEPTS.items() for number, row in enumerate(rows)
+}
 PLURAL: dict[str, str] = {topic: topic + "s" for topic in TOPICS}
 ARTICLES = ("a", "an", "the")
 

@@ -73,10 +73,48 @@ CONCEPTS: dict[str, tuple[str, ...]] = {
 
 ATTRIBUTES = tuple(CONCEPTS)
 
-NAMES = (
-    "Ada Ben Cleo Dara Eli Faye Gus Hana Ivo June Kai Lena Milo Nora Otis Pia Quinn Remy Sara Tess "
-    "Uma Vera Wes Yara Zeno Abel Beth Cora Dov Esme Finn Greta Hugo Iris Joel Kira Luca Maud Nils Opal"
-).split()
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dara",
+    "Eli",
+    "Faye",
+    "Gus",
+    "Hana",
+    "Ivo",
+    "June",
+    "Kai",
+    "Lena",
+    "Milo",
+    "Nora",
+    "Otis",
+    "Pia",
+    "Quinn",
+    "Remy",
+    "Sara",
+    "Tess",
+    "Uma",
+    "Vera",
+    "Wes",
+    "Yara",
+    "Zeno",
+    "Abel",
+    "Beth",
+    "Cora",
+    "Dov",
+    "Esme",
+    "Finn",
+    "Greta",
+    "Hugo",
+    "Iris",
+    "Joel",
+    "Kira",
+    "Luca",
+    "Maud",
+    "Nils",
+    "Opal",
+]
 
 # How a task of each kind is put in words; {topic} is the plural, {attribute} the attribute's name.
 TASKS: dict[str, tuple[str, ...]] = {

@@ -113,7 +113,7 @@ def kind_of(text: str) -> str:
         if all(re.search(rf"\b{key}\b", text) for key in KEYS[kind]):
             return kind
     if all(re.search(rf"\b{key}\b", text) for key in KEYS["s2s"]):
-        return "p2p" if re.search(r"\b(notes|long|paragraphs?|passages?|words)\b", text) else "s2s"
+        return "p2p" if re.search(r"\b(notes|long)\b", text) else "s2s"
     return ""
 
 
