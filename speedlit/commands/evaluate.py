@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speedlit.commands.run import quiet_libraries
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json
 
@@ -54,6 +55,7 @@ def run(argv: list[str]) -> int:
     if known.tasks is None and known.data is None:
         raise UsageError("nothing to run: add --tasks NAMES, or --data with a folder that holds a tasks.json")
     names = read_names(known.tasks)
+    quiet_libraries()
     from speedlit.evaluation.folders import open_encoder, read_instructions
     from speedlit.evaluation.run import evaluate
     from speedlit.evaluation.tasks import load_tasks

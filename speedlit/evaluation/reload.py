@@ -1,0 +1,70 @@
+"""Run as a file in a fresh process: load an export through its own library and write token ids and vectors.
+
+Nothing of speedlit is imported here, so that what works here works for people who never heard of it. The question is a JSON
+file with the keys form, folder, texts, output, causal_lm, base; the answer an npz with ids (flat), sizes and vectors (float64).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+Answer = tuple[list[int], Any]
+
+
+def sentence_transformer(question: dict[str, Any]) -> Callable[[str], Answer]:
+    """Documents through ``SentenceTransformer.encode``."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(question["folder"], device="cpu", model_kwargs={"dtype": torch.float32})
+
+    def answer(text: str) -> Answer:
+        return list(model.preprocess([text])["input_ids"][0].tolist()), model.encode([text], convert_to_numpy=True)[0]
+
+    return answer
+
+
+def hugging_face(question: dict[str, Any]) -> Callable[[str], Answer]:
+    """The last hidden states' mean, or the logits behind the last token, through ``AutoModel`` (and peft for an adapter)."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    folder, loader = question["folder"], AutoModelForCausalLM if question["causal_lm"] else AutoModel
+    model = loader.from_pretrained(question["base"] or folder, dtype=torch.float32)
+    if question["form"] == "adapter":
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder)
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def answer(text: str) -> Answer:
+        ids = tokenizer(text, truncation=True)["input_ids"]
+        batch = torch.tensor([ids])
+        with torch.no_grad():
+            out = model(input_ids=batch, attention_mask=torch.ones_like(batch))
+        return ids, (out.logits[0, -1] if question["causal_lm"] else out.last_hidden_state[0].mean(0)).numpy()
+
+    return answer
+
+
+def main(path: str) -> None:
+    """Answer one question."""
+    import numpy as np
+
+    with open(path, encoding="utf-8") as stream:
+        question = json.load(stream)
+    answer = (sentence_transformer if question["form"] == "sentence-transformers" else hugging_face)(question)
+    found = [answer(text) for text in question["texts"]]
+    ids = [number for row, _ in found for number in row]
+    np.savez(question["output"], ids=ids, sizes=[len(row) for row, _ in found], vectors=np.stack([vector for _, vector in found]).astype(np.float64))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,278 @@
+"""A trained model for other libraries: an adapter, a merged Hugging Face folder, or a sentence-transformers folder.
+
+What is written is loaded again in a fresh process, through the library it is meant for and without any code of ours, and
+must give the same token ids and the same vectors for 32 texts; else it is removed. A model that scores differently
+elsewhere was usually published without its instructions, its pooling or its end token, so all of these are part of it:
+the token contract becomes the tokenizer's own post-processor and length, pooling and normalisation become modules, the
+instructions become prompts, and a bidirectional decoder keeps ``is_causal: false`` in its config.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.files import read_json, remove, write_json
+
+if TYPE_CHECKING:
+    from speedlit.models.folder import Loaded
+
+FORMATS = ("adapter", "merged", "sentence-transformers")
+POOLING = {"last": "lasttoken", "mean": "mean_tokens", "weighted_mean": "weightedmean_tokens", "cls": "cls_token"}
+GENERIC = "Given a query, retrieve relevant text"
+# (floor on cosine, what it is compared in): a cast costs a little
+COSINE = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.999}
+
+
+def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dict[str, Any]:
+    """Write ``source`` to ``target`` and prove that it is the same model there.
+
+    Args:
+        source: a model folder, or the folder of a fit (which holds one as ``model``).
+        target: a folder that does not exist yet or is empty.
+        form: ``adapter`` (peft), ``merged`` (Hugging Face) or ``sentence-transformers``.
+        dtype: of the stored weights: float32, bfloat16 or float16. Merging is done in float32 whatever this says.
+
+    Returns:
+        ``{"texts": 32, "cosine": smallest, "format": form, "path": target}``.
+
+    Raises:
+        UsageError: not a model folder, a target in use, an unknown format, or one that this model cannot have.
+        SpeedlitError: what was written gives other vectors or token ids; it has been removed.
+    """
+    source = model_folder(source)
+    if form not in FORMATS:
+        raise UsageError(f"unknown format {form!r}: use {', '.join(FORMATS)}")
+    if dtype not in COSINE:
+        raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(COSINE)}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists already: name a new folder, or remove it first")
+    info = read_json(source / "speedlit.json")
+    temporary = target.with_name(f".{target.name}.part")
+    remove(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        expected = _write(source, temporary, form, dtype, info)
+        question = {"form": form, "causal_lm": info.get("role") != "embedder", "base": _base_path(info) if form == "adapter" else None}
+        lowest = compare(temporary, question, expected, COSINE[dtype])
+        remove(target)
+        temporary.rename(target)
+    finally:
+        remove(temporary)
+    return {"texts": len(expected["texts"]), "cosine": lowest, "format": form, "path": str(target)}
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder itself, or the ``model`` inside a fit's folder.
+
+    Raises:
+        UsageError: neither is one.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "speedlit.json").is_file():
+            return folder
+    raise UsageError(f"{path} is not a model folder (it has no speedlit.json): name the `model` folder that a fit wrote")
+
+
+def _write(source: Path, target: Path, form: str, dtype: str, info: dict[str, Any]) -> dict[str, Any]:
+    """Write the export; returns the texts with the token ids and vectors it must reproduce."""
+    from speedlit.models.folder import load_folder
+
+    if form == "sentence-transformers" and info.get("role") != "embedder":
+        raise UsageError(f"{source} is a generator: the sentence-transformers format is for embedders; use adapter or merged")
+    loaded = load_folder(source)
+    expected = _expected(loaded, info, form)
+    if form == "adapter":
+        _write_adapter(source, target, info)
+        return expected
+    _write_merged(loaded, target, dtype)
+    write_tokenizer(loaded, target)
+    if form == "sentence-transformers":
+        _write_modules(loaded, target)
+    merged = {**info, "base": ".", "adapters": [], "exported": {"from": info.get("base"), "dtype": dtype}}
+    write_json(target / "speedlit.json", merged)
+    return expected
+
+
+def _base_path(info: dict[str, Any]) -> str:
+    """Where the base of an adapter lies: a folder, or a hub name."""
+    from speedlit.models.backbone import resolve
+
+    return str(resolve(info["base"]))
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write_adapter(source: Path, target: Path, info: dict[str, Any]) -> None:
+    """Copy a peft adapter; its config names the base by the name of the config, never by a path of this machine.
+
+    Raises:
+        UsageError: the model has no adapter, or the adapter stands on another adapter.
+    """
+    if not (source / "adapter_config.json").is_file():
+        raise UsageError(f"{source} holds full weights and no adapter: export it as merged or sentence-transformers")
+    if info.get("adapters"):
+        count = len(info["adapters"])
+        raise UsageError(f"the adapter in {source} stands on {count} other adapter(s) merged into the base, so peft cannot load it alone: use merged")
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    config = read_json(target / "adapter_config.json")
+    write_json(target / "adapter_config.json", {**config, "base_model_name_or_path": info["base"]})
+
+
+def _write_merged(loaded: Loaded, target: Path, dtype: str) -> None:
+    import torch
+
+    model = loaded.model.to(getattr(torch, dtype))
+    if loaded.attention == "bidirectional" and hasattr(model.config, "is_causal"):
+        model.config.is_causal = False
+    model.save_pretrained(target, safe_serialization=True)
+
+
+def write_tokenizer(loaded: Loaded, target: Path) -> None:
+    """Store the tokenizer so that a plain call gives the contract's ids: start and end tokens after truncation, own length.
+
+    transformers rebuilds the post-processor of some tokenizer classes when it loads them, so the generic class is stored,
+    which takes ``tokenizer.json`` as it is.
+
+    Raises:
+        SpeedlitError: the tokenizer has no fast version, or its ids cannot be made equal to the contract's.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, tokens = loaded.tokenizer, loaded.tokens
+    if not getattr(tokenizer, "is_fast", False):
+        raise SpeedlitError(f"{type(tokenizer).__name__} has no fast version, so the start and end tokens cannot travel with it")
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    body = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = list(tokens.encode_text(tokenizer, "a"))
+    place = next((i for i in range(len(whole)) if whole[i : i + len(body)] == body), None)
+    if place is None:
+        raise SpeedlitError("the token contract changes the text itself; only a document template of {text} can travel with a tokenizer")
+    before, after = whole[:place], whole[place + len(body) :]
+    names = {number: tokenizer.convert_ids_to_tokens(number) for number in {*before, *after}}
+    template = [*(names[i] for i in before), "$A", *(names[i] for i in after)]
+    backend.post_processor = TemplateProcessing(single=template, pair=[*template, "$B"], special_tokens=[(name, number) for number, name in names.items()])
+    backend.no_truncation()
+    backend.no_padding()
+    kept = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    kept.setdefault("pad_token", kept.get("eos_token") or kept.get("unk_token"))
+    stored = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokens.max_length, padding_side="right", truncation_side="right", **kept)
+    if getattr(tokenizer, "chat_template", None):
+        stored.chat_template = tokenizer.chat_template
+    stored.model_input_names = ["input_ids", "attention_mask"]
+    stored.save_pretrained(target)
+
+
+def _write_modules(loaded: Loaded, target: Path) -> None:
+    """The files by which sentence-transformers knows pooling, normalisation, length and prompts."""
+    tokens = loaded.tokens
+    library = "sentence_transformers.models"
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if tokens.normalize else [])]
+    modules = [{"idx": i, "name": str(i), "path": path, "type": f"{library}.{kind}"} for i, (path, kind) in enumerate(parts)]
+    (target / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    modes = {f"pooling_mode_{theirs}": ours == tokens.pooling for ours, theirs in POOLING.items()}
+    write_json(target / "1_Pooling" / "config.json", {"word_embedding_dimension": loaded.model.config.hidden_size, **modes, "include_prompt": True})
+    if tokens.normalize:
+        (target / "2_Normalize").mkdir(exist_ok=True)
+    write_json(target / "sentence_bert_config.json", {"max_seq_length": tokens.max_length, "do_lower_case": False})
+    write_json(target / "config_sentence_transformers.json", {"prompts": prompts(tokens), "default_prompt_name": None, "similarity_fn_name": "cosine"})
+
+
+def prompts(tokens: Any) -> dict[str, str]:
+    """The query and document prompts of sentence-transformers: what stands before the text.
+
+    Raises:
+        UsageError: the contract puts something behind the text, which a prompt cannot.
+    """
+    templates = {"query": tokens.query_template, "document": tokens.document_template}
+    for side, template in templates.items():
+        if not template.endswith("{text}"):
+            raise UsageError(f"the {side} template {template!r} does not end with {{text}}: sentence-transformers can only put a prompt before a text")
+    return {side: template[: -len("{text}")].replace("{instruction}", GENERIC) for side, template in templates.items()}
+
+
+# -- proving ----------------------------------------------------------------------------------------------------------
+
+
+def sample_texts() -> list[str]:
+    """32 texts that have gone wrong before: short, long beyond any limit, other scripts, numbers, punctuation, newlines."""
+    short = ["a", "How do I locate my card?", "1 + 1 = 2", "naïve café", "Привет, мир", "東京は日本の首都です", "a\nb", "?!", "The cat sat on the mat."]
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    grown = [" ".join(words[(i + j) % 10] for j in range(2 + i * i)) for i in range(20)]
+    return [*short, *grown, "word " * 3000 + "end", "Instruct: find\nQuery: something", "UPPER lower 123 _ - end."]
+
+
+def _expected(loaded: Loaded, info: dict[str, Any], form: str) -> dict[str, Any]:
+    """Token ids and vectors of the texts by our own way, each text alone.
+
+    The vector is what the target library gives: an embedding, of a merged or adapted encoder the mean of its last hidden
+    states, of a generator the logits behind the last token.
+    """
+    import torch
+
+    from speedlit.evaluation.folders import embedder
+    from speedlit.evaluation.state import evaluating
+
+    texts = sample_texts()
+    ids = [list(loaded.tokens.encode_text(loaded.tokenizer, text)) for text in texts]
+    embed = embedder(loaded.model, loaded.tokens)
+    found = []
+    with evaluating(loaded.model):
+        for row in ids:
+            batch = torch.tensor([row])
+            mask = torch.ones_like(batch)
+            if form == "sentence-transformers":
+                vector = embed(batch, mask)[0]
+            elif info.get("role") == "embedder":
+                vector = loaded.model(input_ids=batch, attention_mask=mask).last_hidden_state[0].mean(0)
+            else:
+                vector = loaded.model(input_ids=batch, attention_mask=mask).logits[0, -1]
+            found.append(vector.double().numpy())
+    return {"texts": texts, "ids": ids, "vectors": np.stack(found)}
+
+
+def compare(folder: Path, question: dict[str, Any], expected: dict[str, Any], floor: float) -> float:
+    """Load ``folder`` in a fresh process and compare; returns the smallest cosine of a text.
+
+    Raises:
+        SpeedlitError: it does not load, or gives other ids or vectors.
+    """
+    form = question["form"]
+    asked, answer = folder.with_name(f"{folder.name}.json"), folder.with_name(f"{folder.name}.npz")
+    script = Path(__file__).parent / "evaluation" / "reload.py"  # as a file: nothing of speedlit is imported there
+    try:
+        write_json(asked, {**question, "folder": str(folder.resolve()), "texts": expected["texts"], "output": str(answer.resolve())})
+        done = subprocess.run([sys.executable, str(script), str(asked)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SpeedlitError(f"the {form} export does not load in a fresh process and has been removed: {reason}")
+        with np.load(answer) as found:
+            theirs, ids, sizes = found["vectors"], found["ids"].tolist(), found["sizes"].tolist()
+    finally:
+        remove(asked)
+        remove(answer)
+    _same_ids(ids, sizes, expected["ids"], form)
+    mine = expected["vectors"]
+    cosine = (mine * theirs).sum(1) / np.maximum(np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1), 1e-12)
+    lowest, worst = float(cosine.min()), int(cosine.argmin())
+    if not lowest >= floor:
+        raise SpeedlitError(f"the {form} export gives other vectors (cosine {lowest:.6f} for text {worst}, at least {floor} needed) and has been removed")
+    return lowest
+
+
+def _same_ids(flat: list[int], sizes: list[int], expected: list[list[int]], form: str) -> None:
+    start = 0
+    for index, (size, row) in enumerate(zip(sizes, expected, strict=True)):
+        if flat[start : start + size] != row:
+            raise SpeedlitError(f"the {form} export gives other token ids for text {index} ({size} ids, {len(row)} expected) and has been removed")
+        start += size
