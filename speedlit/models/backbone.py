@@ -1,0 +1,276 @@
+"""Backbones: any Hugging Face decoder or encoder, with the attention that was asked for, and finished stages merged in.
+
+A backbone's name is a hub id, a folder, ``speedlit:base`` (the packaged demo model) or a finished model folder of ours.
+Finished adapters are merged into the weights before anything else happens, so that the base of a stage *is* the stage before.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.files import read_json
+from speedlit.models.quiet import quiet
+
+PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+CARD = "speedlit.json"
+OPTIONAL_KEYS = ("pooler", "position_ids")  # weights that an embedder doesn't read
+
+
+@dataclass
+class Backbone:
+    """Which network, and how it attends.
+
+    Args:
+        name: hub id, folder, or ``speedlit:base``.
+        adapters: finished model folders, merged into the base in this order before training.
+        attention: causal, or bidirectional (embedders). Checked on the running model, not believed.
+        dtype: of the weights: float32, bfloat16 or float16.
+        attn_implementation: sdpa, eager, or another that transformers knows.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        revision: of a hub id.
+    """
+
+    name: str
+    adapters: list[str] = field(default_factory=list)
+    attention: str = "causal"
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    gradient_checkpointing: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("causal", "bidirectional"):
+            raise UsageError(f"backbone.attention is {self.attention!r}; choose causal or bidirectional")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise UsageError(f"backbone.dtype is {self.dtype!r}; choose float32, bfloat16 or float16")
+
+    def chain(self) -> tuple[str, list[Path]]:
+        """The place of the full weights and the adapters to merge into them, oldest first."""
+        return chain(self.name, self.adapters)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the last finished stage, else of the base."""
+        return load_tokenizer(resolve(self.adapters[-1] if self.adapters else self.name), self.revision)
+
+    def build(self, head: bool, quantization: Any = None) -> Any:
+        """The network with everything merged.
+
+        Args:
+            head: a causal language model (generators), else the network without head (embedders).
+            quantization: a transformers quantization config, or None.
+
+        Raises:
+            UsageError: nothing there to load, or adapters are to be merged into a quantized base.
+        """
+        place, adapters = self.chain()
+        if quantization is not None and adapters:
+            raise UsageError("backbone.adapters can't be merged into a quantized base: merge and save them first (`speedlit export --format merged`), or train with LoRA")
+        model = load_weights(place, head or bool(adapters), self, quantization)
+        for adapter in adapters:
+            model = merge_adapter(model, adapter)
+        if adapters and not head:
+            model = model.base_model
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+
+def resolve(name: str) -> str:
+    """Where a model lies: a folder's path, or the hub id as it is.
+
+    Raises:
+        UsageError: a path that isn't there.
+    """
+    if name == "speedlit:base":
+        if not (PACKAGED / "config.json").is_file():
+            raise UsageError("speedlit:base: the packaged base model is missing; train it with `python scripts/build_base.py --out speedlit/offline/base`")
+        return str(PACKAGED)
+    if name.startswith("speedlit:"):
+        raise UsageError(f"{name}: the only packaged model is speedlit:base")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise UsageError(f"model {name} is a file; name the folder that holds config.json")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise UsageError(f"model {name}: no such folder")
+    return name
+
+
+def chain(name: str, adapters: list[str] | None = None) -> tuple[str, list[Path]]:
+    """Follow finished model folders back to full weights.
+
+    Returns:
+        The folder or hub id of the full weights, and the adapter folders to merge, oldest first, none twice.
+    """
+    base, merged = resolve(name), []
+    for place in [base, *(resolve(str(a)) for a in adapters or [])]:
+        folder = Path(place)
+        if not (folder / "adapter_config.json").is_file():
+            base, merged = place, []  # full weights replace all that was before
+            continue
+        if (folder / CARD).is_file():
+            card = read_json(folder / CARD)
+            older = [str(_beside(folder, a)) for a in card.get("adapters", [])]
+            start, before = chain(str(_beside(folder, card["base"])), older)
+        else:
+            start, before = resolve(str(_beside(folder, read_json(folder / "adapter_config.json")["base_model_name_or_path"]))), []
+        if place == base:
+            base = start
+        merged += [a for a in [*before, folder] if a.resolve() not in {m.resolve() for m in merged}]
+    return base, merged
+
+
+def _beside(folder: Path, name: str) -> str | Path:
+    """A name stored in a model folder: relative to it if such a folder exists."""
+    near = folder / name
+    return Path(os.path.normpath(near.resolve() if near.is_symlink() else near)) if near.is_dir() else name
+
+
+def load_tokenizer(place: str, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    quiet()
+    if Path(place).is_dir() and not any((Path(place) / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tokenizer_config.json")):
+        raise UsageError(f"model folder {place} has no tokenizer (tokenizer.json); copy the base model's tokenizer files into it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load(place, "tokenizer", error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+    return tokenizer
+
+
+def load_weights(place: str, head: bool, backbone: Backbone, quantization: Any = None) -> Any:
+    """The network at ``place`` with the attention that ``backbone`` asks for, in eval mode.
+
+    Raises:
+        UsageError: no config, no weights, damaged or missing weights.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    quiet()
+    config = load_config(place, backbone)
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHTS):
+        raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it")
+    kind = AutoModelForCausalLM if head else AutoModel
+    extra = {"quantization_config": quantization} if quantization is not None else {}
+    try:
+        model, info = kind.from_pretrained(
+            place, config=config, dtype=getattr(torch, backbone.dtype), attn_implementation=backbone.attn_implementation,
+            revision=backbone.revision, output_loading_info=True, **extra,
+        )  # fmt: skip
+    except SafetensorError as error:
+        raise UsageError(f"the weights in {place} are damaged ({error}); copy or train the model again") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise _cannot_load(place, "model", error) from error
+    missing = [key for key in info["missing_keys"] if not any(part in key for part in OPTIONAL_KEYS)]
+    if missing or info.get("mismatched_keys"):
+        raise UsageError(f"the weights in {place} don't fit its config: {len(missing)} are missing, such as {next(iter(missing), '(wrong shapes)')}")
+    return model.eval()
+
+
+def load_config(place: str, backbone: Backbone) -> Any:
+    """The config with the attention switch set where transformers reads it."""
+    from transformers import AutoConfig
+
+    folder = Path(place)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(f"model folder {place} has no config.json; name a folder that save_pretrained or `speedlit fit` has written")
+    try:
+        config = AutoConfig.from_pretrained(place, revision=backbone.revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(place, "config", error) from error
+    config.use_cache = False  # with a cache, packed rows see each other
+    if backbone.attention == "bidirectional":
+        config.is_causal = False
+        if getattr(config, "sliding_window", None) is not None:
+            config.sliding_window = None
+            if getattr(config, "layer_types", None):
+                config.layer_types = ["full_attention"] * len(config.layer_types)
+    elif getattr(config, "is_causal", None) is False:
+        config.is_causal = True
+    return config
+
+
+def _cannot_load(place: str, what: str, error: Exception) -> UsageError:
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if Path(place).is_dir():
+        return UsageError(f"cannot load the {what} of {place}: {reason}")
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    why = "the hub is switched off (HF_HUB_OFFLINE=1) and it is not in the local cache" if offline else reason
+    return UsageError(f"model {place}: there is no such folder, and as a hub id its {what} can't be had: {why}")
+
+
+def merge_adapter(model: Any, folder: Path) -> Any:
+    """Merge a finished adapter into ``model``.
+
+    Raises:
+        UsageError: the adapter doesn't belong to this model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        raise UsageError(f"the adapter in {folder} doesn't fit the base model: {str(error).splitlines()[0][:200]}") from error
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        if leftover in merged.__dict__:
+            delattr(merged, leftover)
+    return merged
+
+
+def hidden_states(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Last hidden states (B, T, D), through the network's own forward, which is where the attention switch works."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(inner, "lm_head", None) is not None:
+        inner = inner.get_decoder()
+    return inner(input_ids=ids, attention_mask=mask).last_hidden_state  # config.use_cache is False
+
+
+@torch.no_grad()
+def probe_attention(model: Any, attention: str) -> None:
+    """Look whether the running model attends as it was asked to, with and without padding.
+
+    The last token of a row is changed: position 1 must notice in a bidirectional model and must not in a causal one.
+
+    Raises:
+        SpeedlitError: it does not.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    vocabulary = model.config.vocab_size
+    ids = (torch.arange(16, device=device).view(2, 8) * 7 + 11) % vocabulary
+    try:
+        for real in (8, 6):  # without padding, and with two places of padding in the second row
+            mask = torch.ones_like(ids)
+            mask[1, real:] = 0
+            other = ids.clone()
+            other[0, 7], other[1, real - 1] = (ids[0, 7] + 1) % vocabulary, (ids[1, real - 1] + 1) % vocabulary
+            one, two = hidden_states(model, ids, mask)[:, 1].float(), hidden_states(model, other, mask)[:, 1].float()
+            noticed = ((one - two).abs().amax(-1) > 1e-6 * one.abs().amax(-1)).tolist()
+            if noticed != [attention == "bidirectional"] * 2:
+                kind, found = model.config.model_type, "sees" if any(noticed) else "doesn't see"
+                raise SpeedlitError(
+                    f"backbone.attention is {attention}, but in this {kind} model a token {found} those after it{' where rows are padded' if real < 8 else ''}; "
+                    "choose the other attention, or another attn_implementation"
+                )
+    finally:
+        model.train(training)
