@@ -28,7 +28,7 @@ class Backbone:
     """Which network, and how it attends.
 
     Args:
-        name: hub id, folder, or ``speedlit:base``.
+        name: hub id, folder, ``speedlit:base``, or ``package:NAME/SUBFOLDER`` for a model inside an installed Python package.
         adapters: finished model folders, merged into the base in this order before training.
         attention: causal, or bidirectional (embedders). Checked on the running model, not believed.
         dtype: of the weights: float32, bfloat16 or float16.
@@ -94,6 +94,8 @@ def resolve(name: str) -> str:
         return str(PACKAGED)
     if name.startswith("speedlit:"):
         raise UsageError(f"{name}: the only packaged model is speedlit:base")
+    if name.startswith("package:"):
+        return _in_package(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
@@ -102,6 +104,24 @@ def resolve(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise UsageError(f"model {name}: no such folder")
     return name
+
+
+def _in_package(name: str) -> str:
+    """``package:NAME/SUBFOLDER``: a model that an installed Python package carries.
+
+    Raises:
+        UsageError: the package is not installed, or has no such folder.
+    """
+    from importlib.util import find_spec
+
+    package, _, sub = name.removeprefix("package:").partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"model {name}: the Python package {package!r} is not installed; `pip install` it (names on the index often have - for _)")
+    folder = Path(next(iter(spec.submodule_search_locations))) / sub
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"model {name}: the package {package} has no model folder {sub or '(its own)'}; give package:NAME/SUBFOLDER with a config.json in it")
+    return str(folder)
 
 
 def chain(name: str, adapters: list[str] | None = None) -> tuple[str, list[Path]]:

@@ -126,8 +126,8 @@ def save_folder(model: Any, tokenizer: Any, out: Path, *, role: str, backbone: B
     temporary.mkdir(parents=True)
     is_adapter = hasattr(model, "peft_config")
     base, adapters = backbone.chain()
-    if backbone.name == "speedlit:base" and base == resolve(backbone.name):
-        base = backbone.name
+    if backbone.name.startswith(("speedlit:", "package:")) and base == resolve(backbone.name):
+        base = backbone.name  # found again wherever the package is installed
     base = _portable(base, out)
     _save_weights(model, temporary, base)
     tokenizer.save_pretrained(temporary)
