@@ -1,0 +1,329 @@
+"""Batched sampling from a trained model folder, with the interface of the HTTP client.
+
+Every sample has random numbers of its own, drawn from a generator keyed by (request id, sample index, seed), one for each new token;
+a token is the one whose share of the cumulated probability covers its number. So a sample does not depend on what else is in its
+batch, on the order of work or on the number of processes (up to rounding: batches of the same requests give the same bits).
+
+The decode loop is written out because it is faster than ``generate`` for small models: equal prompts are read once, the cache grows
+in place, and finished rows leave the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from speedlit.context import Reply, Request
+from speedlit.errors import SpeedlitError
+from speedlit.models.folder import load_folder
+
+WINDOW = 1024  # requests that are sorted by length together
+GROW = 32  # token places that are added to a cache at a time
+COMPACT = 0.75  # finished rows leave once fewer than this share is alive
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample to draw: prompt token ids, the key of its random numbers, and how it is drawn."""
+
+    ids: tuple[int, ...]
+    key: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+    @classmethod
+    def of(cls, request: Request, ids: Sequence[int]) -> Row:
+        """The row of a request whose prompt has these token ids."""
+        s = request.sampling
+        digest = hashlib.sha256(f"{request.id}:{request.index}:{s.seed}".encode()).digest()
+        return cls(tuple(ids), int.from_bytes(digest[:16], "big"), s.temperature, s.top_p, s.max_tokens)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came out of one row; ``finish_reason`` is ``stop``, ``length`` or ``prompt_too_long``."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+Result = Callable[[], "list[tuple[Drawn, int]]"]  # of one batch: what was drawn, and the token count of each prompt
+
+
+class LocalBackend:
+    """A writer that is a local model.
+
+    Args:
+        model_folder: a finished stage's ``model`` folder, or any Hugging Face folder.
+        batch_size: rows per forward pass.
+        processes: worker processes with one torch thread each; 1 works in this process.
+        dtype: ``float32`` or ``bfloat16``.
+        device: such as ``cuda``; None takes a GPU where there is one.
+        window: requests that are bucketed by length together; results come in order, window by window.
+    """
+
+    def __init__(
+        self, model_folder: Path | str, batch_size: int = 64, processes: int = 1, dtype: str = "float32", device: str | None = None, window: int = WINDOW
+    ) -> None:
+        self.folder, self.batch_size, self.processes, self.window = str(model_folder), batch_size, processes, window
+        self._load = (self.folder, dtype, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._writer: Writer | None = None
+        self._pool: ProcessPoolExecutor | None = None
+        self._provenance = {"backend": "local", "model": os.path.relpath(self.folder, Path(self.folder).parent.parent), "dtype": dtype}
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Answer every request, in order.
+
+        Raises:
+            SpeedlitError: a worker died.
+        """
+        source = iter(requests)
+        waiting: deque[tuple[list[Request], list[list[int]], list[Result]]] = deque()
+        while True:
+            while len(waiting) < (2 if self.processes > 1 else 1) and (window := list(itertools.islice(source, self.window))):
+                batches = self._buckets(window)
+                waiting.append((window, batches, [self._start([window[i] for i in batch]) for batch in batches]))
+            if not waiting:
+                return
+            yield from self._collect(*waiting.popleft())
+
+    def close(self) -> None:
+        """End the workers and free the model."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._writer = None
+
+    def _buckets(self, window: Sequence[Request]) -> list[list[int]]:
+        """Positions of the window, longest prompts first, cut into batches of one way of sampling."""
+        order = sorted(range(len(window)), key=lambda i: (repr(_way(window[i])), -len(_prompt(window[i])), _prompt(window[i]), i))
+        batches = []
+        for _, group in itertools.groupby(order, key=lambda i: _way(window[i])):
+            rows = list(group)
+            batches += [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        return batches
+
+    def _start(self, batch: list[Request]) -> Result:
+        """Begin one batch in a worker, or put it off until its result is wanted."""
+        if self.processes == 1:
+            if self._writer is None:
+                self._writer = Writer(*self._load)
+            return partial(self._writer.write, batch)
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_begin_worker, initargs=self._load)
+        return self._pool.submit(_work, batch).result
+
+    def _collect(self, window: Sequence[Request], batches: Sequence[Sequence[int]], results: Sequence[Result]) -> Iterator[Reply]:
+        found: dict[int, tuple[Drawn, int]] = {}
+        try:
+            for batch, result in zip(batches, results, strict=True):
+                found.update(zip(batch, result(), strict=True))
+        except BrokenProcessPool as error:
+            text = f"a worker that samples from {self.folder} died, most likely for want of memory: lower sampling.batch_size or sampling.processes"
+            raise SpeedlitError(text) from error
+        for i, request in enumerate(window):
+            drawn, prompt_tokens = found[i]
+            error = drawn.finish_reason if drawn.finish_reason == "prompt_too_long" else ""
+            yield Reply(request.id, request.index, drawn.text, drawn.finish_reason, prompt_tokens, drawn.tokens, False, error, self._provenance)
+
+
+def _way(request: Request) -> tuple[float, float, int]:
+    return request.sampling.temperature, request.sampling.top_p, request.sampling.max_tokens
+
+
+def _prompt(request: Request) -> str:
+    return request.messages[-1]["content"]
+
+
+class Writer:
+    """A loaded model that draws batches."""
+
+    def __init__(self, folder: str, dtype: str, device: str) -> None:
+        loaded = load_folder(folder, dtype=getattr(torch, dtype))
+        self.model = loaded.model.to(device).eval()
+        if device == "cpu":  # torch's fused CPU kernel takes three times as long as plain products when there is one query
+            self.model.set_attn_implementation("eager")
+        self.tokenizer, self.contract, self.device = loaded.tokenizer, loaded.tokens, device
+        self.stops = torch.tensor(sorted(_stops(loaded.model, loaded.tokenizer)), device=device)
+        self.limit = getattr(loaded.model.config, "max_position_embeddings", None) or 1 << 30
+        self.keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(loaded.model.forward).parameters else {}
+        self._ids: dict[str, tuple[int, ...]] = {}
+
+    def write(self, batch: Sequence[Request]) -> list[tuple[Drawn, int]]:
+        """Draw the samples of some requests; returns them with the token counts of their prompts."""
+        rows = [Row.of(request, self._encode(_prompt(request))) for request in batch]
+        fits = [i for i, row in enumerate(rows) if len(row.ids) < self.limit]
+        drawn = dict(zip(fits, self.draw([rows[i] for i in fits]), strict=True)) if fits else {}
+        return [(drawn.get(i, Drawn("", 0, "prompt_too_long")), len(row.ids)) for i, row in enumerate(rows)]
+
+    def _encode(self, prompt: str) -> tuple[int, ...]:
+        """Token ids by the model's own token contract; samples of one prompt follow each other, so a small memory will do."""
+        if prompt not in self._ids:
+            if len(self._ids) > 64:
+                self._ids.clear()
+            self._ids[prompt] = tuple(self.contract.encode_prompt(self.tokenizer, prompt))
+        return self._ids[prompt]
+
+    @torch.inference_mode()
+    def draw(self, rows: Sequence[Row]) -> list[Drawn]:
+        """Draw one sample per row; all rows share temperature, top_p and token limit."""
+        way, longest = rows[0], max(len(row.ids) for row in rows)
+        steps = max(min(way.max_tokens, self.limit - longest), 1)
+        chance = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(row.key)).random(steps) for row in rows])).to(self.device)
+        cache, mask, logits = self._read(rows, longest)
+        out = torch.full((len(rows), steps), -1, dtype=torch.long, device=self.device)
+        where = torch.arange(len(rows), device=self.device)  # batch place -> row
+        alive = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        for step in range(steps):
+            token = pick(logits, chance[where, step], way.temperature, way.top_p)
+            out[where[alive], step] = token[alive]
+            alive &= ~torch.isin(token, self.stops)
+            count = int(alive.sum())
+            if count == 0 or step + 1 == steps:
+                break
+            if count < COMPACT * len(where):
+                where, token, mask = where[alive], token[alive], mask[alive]
+                cache.batch_select_indices(alive.nonzero()[:, 0])
+                alive = alive[alive]
+            mask = torch.cat([mask, mask.new_ones(len(where), 1)], dim=1)
+            position = mask.sum(1, keepdim=True) - 1
+            logits = self.model(
+                input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, **self.keeps_last
+            ).logits[:, -1]
+        return [self._finish(row) for row in out.tolist()]
+
+    def _read(self, rows: Sequence[Row], longest: int) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """Read the prompts, each distinct one once.
+
+        Returns:
+            The cache, the mask [rows, longest] (padding on the left) and the next token's logits [rows, vocabulary].
+        """
+        distinct = list(dict.fromkeys(row.ids for row in rows))
+        place = {ids: i for i, ids in enumerate(distinct)}
+        ids = torch.tensor([[0] * (longest - len(r)) + list(r) for r in distinct], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in distinct], device=self.device)
+        cache = growing_cache(self.model.config)
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = self.model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, **self.keeps_last).logits[:, -1]
+        index = torch.tensor([place[row.ids] for row in rows], device=self.device)
+        if len(distinct) < len(rows):
+            cache.batch_select_indices(index)
+        return cache, mask[index], logits[index]
+
+    def _finish(self, tokens: list[int]) -> Drawn:
+        """Text of a row that ends at a stop token, or at the token limit."""
+        stops = set(self.stops.tolist())
+        end = next((i for i, token in enumerate(tokens) if token in stops or token < 0), len(tokens))
+        stopped = end < len(tokens) and tokens[end] in stops
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Drawn(text, end + stopped, "stop" if stopped else "length")
+
+
+def pick(logits: torch.Tensor, chance: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """The next token of each row.
+
+    Args:
+        logits: [rows, vocabulary].
+        chance: one number in [0, 1) per row, float64.
+        temperature: 0 takes the most likely token.
+        top_p: only the most likely tokens that together reach this probability can be drawn.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    if top_p < 1:
+        ranked, order = probabilities.sort(-1, descending=True, stable=True)
+        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ranked)
+    cumulated = probabilities.cumsum(-1)
+    target = (chance * cumulated[:, -1])[:, None]
+    return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer that grows by ``GROW`` places at a time instead of copying itself for each token.
+
+    Keys and values are handed out with their free places, which the mask hides: they stay contiguous, and that is what makes a
+    matrix product with one query fast on a CPU.
+    """
+
+    length = 0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put states [rows, heads, tokens, size] after those that are there; returns all places."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        start, end = self.length, self.length + key_states.shape[-2]
+        if end > self.keys.shape[-2]:
+            places = end + GROW - self.keys.shape[-2]
+            self.keys, self.values = (torch.nn.functional.pad(states, (0, 0, 0, places)) for states in (self.keys, self.values))
+        self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
+        self.length = end
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Tokens that are in."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Places that the next ``update`` will hand out, and the first one's position."""
+        end = self.length + query_length
+        there = self.keys.shape[-2] if self.is_initialized else 0
+        return (there if end <= there else end + GROW), 0
+
+
+def growing_cache(config: Any) -> DynamicCache:
+    """A cache for a model; layers of a special kind (sliding windows, states) stay what they are."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _stops(model: Any, tokenizer: Any) -> set[int]:
+    """All end-of-text ids that the model or its tokenizer names."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*named, tokenizer.eos_token_id] if token is not None}
+
+
+_worker: Writer | None = None
+
+
+def _begin_worker(folder: str, dtype: str, device: str) -> None:
+    global _worker
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _worker = Writer(folder, dtype, device)
+
+
+def _die_with_parent() -> None:
+    """A run that is killed must not leave workers behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(batch: Sequence[Request]) -> list[tuple[Drawn, int]]:
+    assert _worker is not None
+    return _worker.write(batch)
