@@ -7,6 +7,7 @@ Finished adapters are merged into the weights before anything else happens, so t
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,13 @@ class Backbone:
         place, adapters = self.chain()
         if quantization is not None and adapters:
             raise UsageError("backbone.adapters can't be merged into a quantized base: merge and save them first (`speedlit export --format merged`), or train with LoRA")
-        model = load_weights(place, head or bool(adapters), self, quantization)
+        headed = head or any(made_with_head(adapter) for adapter in adapters)
+        model = load_weights(place, headed, self, quantization)
         for adapter in adapters:
+            if headed and not head and not made_with_head(adapter):
+                model, headed = model.base_model, False  # an embedder's adapter names the layers of the network without head
             model = merge_adapter(model, adapter)
-        if adapters and not head:
+        if headed and not head:
             model = model.base_model
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -237,6 +241,11 @@ def _cannot_load(place: str, what: str, error: Exception) -> UsageError:
     return UsageError(f"model {place}: there is no such folder, and as a hub id its {what} can't be had: {why}")
 
 
+def made_with_head(adapter: Path) -> bool:
+    """Whether an adapter was trained on a causal language model; its layer names differ from those of an embedder's."""
+    return read_json(adapter / "adapter_config.json").get("task_type") == "CAUSAL_LM"
+
+
 def merge_adapter(model: Any, folder: Path) -> Any:
     """Merge a finished adapter into ``model``.
 
@@ -247,8 +256,10 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     from safetensors import SafetensorError
 
     try:
-        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # peft would go on without the adapter
+            merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UserWarning) as error:
         raise UsageError(f"the adapter in {folder} doesn't fit the base model: {str(error).splitlines()[0][:200]}") from error
     for leftover in ("peft_config", "_hf_peft_config_loaded"):
         if leftover in merged.__dict__:
