@@ -91,9 +91,10 @@ def _write(source: Path, target: Path, form: str, dtype: str, info: dict[str, An
     expected = _expected(loaded, info, form)
     if form == "adapter":
         _write_adapter(source, target, info)
+        write_tokenizer(loaded, target, info)
         return expected
     _write_merged(loaded, target, dtype)
-    write_tokenizer(loaded, target)
+    write_tokenizer(loaded, target, info)
     if form == "sentence-transformers":
         _write_modules(loaded, target)
     merged = {**info, "base": ".", "adapters": [], "exported": {"from": info.get("base"), "dtype": dtype}}
@@ -136,14 +137,16 @@ def _write_merged(loaded: Loaded, target: Path, dtype: str) -> None:
     model.save_pretrained(target, safe_serialization=True)
 
 
-def write_tokenizer(loaded: Loaded, target: Path) -> None:
+def write_tokenizer(loaded: Loaded, target: Path, info: dict[str, Any]) -> None:
     """Store the tokenizer so that a plain call gives the contract's ids: start and end tokens after truncation, own length.
+
+    A generator's prompt gets no end token, and loses its beginning when it is too long.
 
     transformers rebuilds the post-processor of some tokenizer classes when it loads them, so the generic class is stored,
     which takes ``tokenizer.json`` as it is.
 
     Raises:
-        SpeedlitError: the tokenizer has no fast version, or its ids cannot be made equal to the contract's.
+        SpeedlitError: the tokenizer has no fast version.
     """
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
@@ -153,12 +156,8 @@ def write_tokenizer(loaded: Loaded, target: Path) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise SpeedlitError(f"{type(tokenizer).__name__} has no fast version, so the start and end tokens cannot travel with it")
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    body = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = list(tokens.encode_text(tokenizer, "a"))
-    place = next((i for i in range(len(whole)) if whole[i : i + len(body)] == body), None)
-    if place is None:
-        raise SpeedlitError("the token contract changes the text itself; only a document template of {text} can travel with a tokenizer")
-    before, after = whole[:place], whole[place + len(body) :]
+    embeds = info.get("role") == "embedder"
+    before, after = ([i for i in ends if i is not None] for ends in ([tokens.bos_id(tokenizer)], [tokens.eos_id(tokenizer) if embeds else None]))
     names = {number: tokenizer.convert_ids_to_tokens(number) for number in {*before, *after}}
     template = [*(names[i] for i in before), "$A", *(names[i] for i in after)]
     backend.post_processor = TemplateProcessing(single=template, pair=[*template, "$B"], special_tokens=[(name, number) for number, name in names.items()])
@@ -166,7 +165,8 @@ def write_tokenizer(loaded: Loaded, target: Path) -> None:
     backend.no_padding()
     kept = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     kept.setdefault("pad_token", kept.get("eos_token") or kept.get("unk_token"))
-    stored = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokens.max_length, padding_side="right", truncation_side="right", **kept)
+    sides = {"padding_side": "right" if embeds else "left", "truncation_side": "right" if embeds else "left"}
+    stored = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokens.max_length, **sides, **kept)
     if getattr(tokenizer, "chat_template", None):
         stored.chat_template = tokenizer.chat_template
     stored.model_input_names = ["input_ids", "attention_mask"]
@@ -220,19 +220,22 @@ def _expected(loaded: Loaded, info: dict[str, Any], form: str) -> dict[str, Any]
     """
     import torch
 
-    from speedlit.evaluation.folders import embedder
     from speedlit.evaluation.state import evaluating
 
-    texts = sample_texts()
-    ids = [list(loaded.tokens.encode_text(loaded.tokenizer, text)) for text in texts]
-    embed = embedder(loaded.model, loaded.tokens)
+    tokens, tokenizer = loaded.tokens, loaded.tokenizer
+    if info.get("role") == "embedder":
+        texts = [tokens.fill(text, None) for text in sample_texts()]
+        ids = [tokens.encode_text(tokenizer, text) for text in sample_texts()]
+    else:
+        texts = [tokens.template.replace("{prompt}", text) for text in sample_texts()]
+        ids = [tokens.encode_prompt(tokenizer, text) for text in sample_texts()]
     found = []
     with evaluating(loaded.model):
         for row in ids:
             batch = torch.tensor([row])
             mask = torch.ones_like(batch)
             if form == "sentence-transformers":
-                vector = embed(batch, mask)[0]
+                vector = loaded.embed(batch, mask)[0]
             elif info.get("role") == "embedder":
                 vector = loaded.model(input_ids=batch, attention_mask=mask).last_hidden_state[0].mean(0)
             else:

@@ -78,7 +78,7 @@ class Encoder:
             raise ValueError("there is nothing to encode")
         place: dict[str, int] = {}
         rows = [place.setdefault(text, len(place)) for text in texts]
-        ids = [self.tokens.encode_text(self.tokenizer, text, instruction) for text in place]
+        ids = self.tokens.encode_texts(self.tokenizer, list(place), [instruction] * len(place))
         with same_randomness(), evaluating(self.model):
             return self._encode_ids(ids)[rows]
 
@@ -106,7 +106,11 @@ class Encoder:
         for key in keys:
             if key in self.instructions:
                 return self.instructions[key] or None
-        if not self.instruct or side == "document":
+        if side == "document":
+            return None
+        if "{instruction}" not in self.tokens.query_template:
+            return ""  # a template such as "query: {text}" is for every text but documents
+        if not self.instruct:
             return None
         prompt = task.prompt
         if isinstance(prompt, dict):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from speedlit.errors import UsageError
-from speedlit.evaluation.encoder import Embed, Encoder
+from speedlit.evaluation.encoder import Encoder
 from speedlit.files import sha256_file
-
-if TYPE_CHECKING:
-    from speedlit.data.tokens import TokenContract
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 
@@ -63,23 +61,11 @@ def open_encoder(
         return _foreign(str(path) if not folder.is_dir() else str(folder), max_length, device, precision, options)
     from speedlit.models.folder import load_folder
 
-    loaded = load_folder(folder if folder.is_dir() else str(path), dtype=precision)
+    loaded = load_folder(folder if folder.is_dir() else str(path), dtype=precision, role="embedder")
     changes = {key: value for key, value in {"pooling": pooling, "max_length": max_length}.items() if value is not None}
-    tokens = replace(loaded.tokens, **changes)
-    model = loaded.model.to(device)
-    return Encoder(model, embedder(model, tokens), loaded.tokenizer, tokens, **options)
-
-
-def embedder(model: torch.nn.Module, tokens: TokenContract) -> Embed:
-    """Ids and mask to pooled, and where the contract says so normalised, vectors."""
-    from speedlit.models.pooling import pool
-
-    def embed(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        found = pool(hidden, mask, tokens.pooling)
-        return torch.nn.functional.normalize(found, dim=-1) if tokens.normalize else found
-
-    return embed
+    loaded.tokens = replace(loaded.tokens, **changes)
+    loaded.model.to(device)
+    return Encoder(loaded.model, loaded.embed, loaded.tokenizer, loaded.tokens, **options)
 
 
 def folder_hash(folder: Path) -> str:
@@ -97,8 +83,9 @@ class _ForeignTokens:
     max_length: int
     query_template: str = "{instruction}{text}"
 
-    def encode_text(self, tokenizer: Any, text: str, instruction: str | None = None) -> list[int]:
-        return list(tokenizer((instruction or "") + text, truncation=True, max_length=self.max_length)["input_ids"])
+    def encode_texts(self, tokenizer: Any, texts: Sequence[str], instructions: Sequence[str | None]) -> list[list[int]]:
+        filled = [(instruction or "") + text for text, instruction in zip(texts, instructions, strict=True)]
+        return tokenizer(filled, truncation=True, max_length=self.max_length)["input_ids"]
 
 
 def _foreign(path: str, max_length: int | None, device: str, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:

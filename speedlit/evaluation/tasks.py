@@ -61,7 +61,7 @@ KINDS = {
     "PairClassification": Kind("AbsTaskPairClassification", "max_ap", "t2t", ("input1_column_name", "input2_column_name", "label_column_name")),
     "STS": Kind("AbsTaskSTS", "cosine_spearman", "t2t", ("column_names", "score")),
     "BitextMining": Kind("AbsTaskBitextMining", "f1", "t2t", ("sentence1", "sentence2")),
-    "Summarization": Kind("AbsTaskSummarization", "cosine_spearman", "t2t", SUMMARIES),
+    "Summarization": Kind("AbsTaskSummarization", "cosine_spearman", "t2t", SUMMARIES, {"min_score": 0, "max_score": 5}),
     "Retrieval": Kind("AbsTaskRetrieval", "ndcg_at_10", "t2t"),
     "Reranking": Kind("AbsTaskRetrieval", "map_at_1000", "t2t"),
 }
@@ -198,7 +198,7 @@ def _own(row: Mapping[str, Any], folder: Path) -> AbsTask:
     base = getattr(abstasks, kind.base)
     attributes = {**kind.attributes, **row.get("attributes", {})}
     for name in attributes:
-        if not hasattr(base, name):
+        if not hasattr(base, name) and not any(name in getattr(part, "__annotations__", {}) for part in base.__mro__):
             raise UsageError(f"tasks.json: row of {row['folder']} sets the attribute {name!r}, which {kind.base} of mteb does not have")
     metadata = TaskMetadata(
         name=row["name"],

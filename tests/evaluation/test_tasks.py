@@ -1,0 +1,157 @@
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.evaluation.run import evaluate
+from speedlit.evaluation.tasks import load_tasks, split_names
+
+from .conftest import bag_of_words, jsonl
+
+
+def edit(root, **changes):
+    rows = json.loads((root / "tasks.json").read_text())
+    rows[0].update(changes)
+    (root / "tasks.json").write_text(json.dumps(rows))
+
+
+def test_every_type_runs_and_scores_sense(sets):
+    scores = evaluate(bag_of_words(instruct=False), load_tasks(None, sets))
+    assert list(scores) == ["Cls", "Multi", "Clu", "Sts", "Pair", "Bitext", "Sum", "Ret", "Rer"]
+    assert scores["Cls"] > 0.7 and scores["Ret"] > 0.8 and scores["Rer"] > 0.8 and scores["Bitext"] > 0.7 and scores["Pair"] > 0.8
+    assert scores["Sts"] > 0.4 and scores["Sum"] == pytest.approx(1)
+
+
+def test_scores_are_repeatable_and_seeds_are_put_back(sets):
+    tasks, encoder = load_tasks("Cls,Clu", sets), bag_of_words()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    expected = torch.rand(3).tolist(), random.random(), np.random.rand()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    first = evaluate(encoder, tasks)
+    load_tasks("Cls", sets)
+    assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == expected
+    assert evaluate(encoder, tasks) == first == evaluate(encoder, load_tasks("Cls,Clu", sets))
+
+
+def test_clustering_uses_all_documents(sets):
+    (task,) = load_tasks("Clu", sets)
+    assert task.max_fraction_of_documents_to_embed is None and task.max_document_to_embed is None
+
+
+def test_registered_task_with_a_local_copy_does_not_touch_the_class(sets):
+    import mteb
+
+    rows = json.loads((sets / "tasks.json").read_text()) + [{"folder": "Sts", "task": "STSBenchmark"}]
+    (sets / "tasks.json").write_text(json.dumps(rows))
+    (task,) = load_tasks(["STSBenchmark"], sets)
+    assert task.metadata.dataset["path"] == str(sets / "Sts")
+    assert mteb.get_task("STSBenchmark").metadata.dataset["path"] == "mteb/stsbenchmark-sts"
+    assert "STSBenchmark" in evaluate(bag_of_words(), [task])
+
+
+def test_changed_data_are_read_even_when_time_and_size_are_the_same(sets):
+    import os
+
+    path = sets / "Ret" / "corpus.jsonl"
+    before, stat = evaluate(bag_of_words(), load_tasks("Ret", sets)), path.stat()
+    path.write_text(path.read_text().replace("cat", "TMP").replace("dog", "cat").replace("TMP", "dog"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert evaluate(bag_of_words(), load_tasks("Ret", sets)) != before
+
+
+def test_readme_header_names_the_parts(sets):
+    shutil.move(sets / "Ret" / "corpus.jsonl", sets / "Ret" / "documents.jsonl")
+    header = {"configs": [{"config_name": "corpus", "data_files": [{"split": "corpus", "path": "documents.jsonl"}]},
+                          {"config_name": "queries", "data_files": [{"split": "queries", "path": "queries.jsonl"}]},
+                          {"config_name": "default", "data_files": [{"split": "test", "path": "qrels/test.jsonl"}]}]}  # fmt: skip
+    (sets / "Ret" / "README.md").write_text("---\n" + json.dumps(header) + "\n---\nwords\n")
+    assert evaluate(bag_of_words(instruct=False), load_tasks("Ret", sets))["Ret"] > 0.8
+
+
+def test_names():
+    assert split_names("A, MTEB(eng, v2),B") == ["A", "MTEB(eng, v2)", "B"]
+    assert split_names(None) is None and split_names("") is None
+
+
+def test_errors_about_names(sets, tmp_path):
+    with pytest.raises(UsageError, match="did you mean STSBenchmark"):
+        load_tasks("STSBenchmrk")
+    with pytest.raises(UsageError, match="there is no task 'Retr' in .*did you mean Ret"):
+        load_tasks("Retr", sets)
+    with pytest.raises(UsageError, match="no tasks to run"):
+        load_tasks()
+    with pytest.raises(UsageError, match="does not exist: give a folder"):
+        load_tasks(None, tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="has no tasks.json"):
+        load_tasks(None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"type": "Clasification"}, "unknown type 'Clasification'.*did you mean Classification"),
+        ({"folder": "Gone"}, "names the folder 'Gone'"),
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"task": "SciFact"}, "either `task`"),
+        ({"attributes": {"n_experimnts": 1}}, "attribute 'n_experimnts'"),
+    ],
+)
+def test_errors_in_the_list(sets, changes, words):
+    edit(sets, **changes)
+    with pytest.raises(UsageError, match=words):
+        load_tasks(None, sets)
+
+
+def test_errors_in_the_data(sets):
+    jsonl(sets / "Cls" / "test.jsonl", [{"text": "cat red", "tag": "cat"}])
+    with pytest.raises(UsageError, match="test.jsonl lacks the column 'label'.*it has: text, tag"):
+        load_tasks("Cls", sets)
+    jsonl(sets / "Cls" / "test.jsonl", [{"text": "cat red", "label": "cat"}, {"text": None, "label": "dog"}])
+    with pytest.raises(UsageError, match="no value for 'text'"):
+        load_tasks("Cls", sets)
+    (sets / "Cls" / "train.jsonl").unlink()
+    with pytest.raises(UsageError, match="has no train.jsonl"):
+        load_tasks("Cls", sets)
+    jsonl(sets / "Ret" / "queries.jsonl", [{"_id": "q0", "text": "where cat"}])
+    with pytest.raises(UsageError, match="judgements name the query 'q1'"):
+        load_tasks("Ret", sets)
+    (sets / "Ret" / "qrels" / "test.jsonl").unlink()
+    with pytest.raises(UsageError, match="has no qrels/test.jsonl"):
+        load_tasks("Ret", sets)
+    (sets / "Sts" / "test.jsonl").write_text("{not json\n")
+    with pytest.raises(UsageError, match="test.jsonl:1 is not valid JSON"):
+        load_tasks("Sts", sets)
+
+
+def test_a_failing_task_is_an_error_or_reported(sets):
+    tasks = load_tasks("Cls,Sts", sets)
+    tasks[0].samples_per_label = "many"
+    encoder = bag_of_words()
+    with pytest.raises(SpeedlitError, match="task Cls failed"):
+        evaluate(encoder, tasks)
+    reasons = {}
+    scores = evaluate(encoder, tasks, failed=reasons.__setitem__)
+    assert list(scores) == ["Sts"] and list(reasons) == ["Cls"]
+
+
+def test_results_in_mtebs_layout_are_resumed_by_revision(sets, tmp_path):
+    from mteb.results import TaskResult
+
+    out, tasks = tmp_path / "out", load_tasks("Sts", sets)
+    first = evaluate(bag_of_words(0), tasks, output=out)
+    path = out / "results" / "tests__bag" / "seed-0" / "Sts.json"
+    assert TaskResult.from_disk(path).get_score() == pytest.approx(first["Sts"], abs=1e-6)
+    assert (path.parent / "model_meta.json").is_file()
+    broken = bag_of_words(0)
+    broken.embed = None  # never called: the result is there
+    assert evaluate(broken, tasks, output=out)["Sts"] == pytest.approx(first["Sts"], abs=1e-6)
+    assert evaluate(bag_of_words(1), tasks, output=out) != first
