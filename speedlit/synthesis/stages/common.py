@@ -19,6 +19,7 @@ from speedlit.files import atomic, canonical_json, content_id, read_jsonl, write
 from speedlit.progress import Progress
 from speedlit.records import Generation, Prompt, Record, Row, read_rows
 from speedlit.synthesis.parsing import Rejected, parse_record
+from speedlit.synthesis.quality import measure
 from speedlit.synthesis.templates import Template, derived_seed, load_set
 
 CHUNK = 1024
@@ -125,6 +126,7 @@ def sample(ctx: Context, role: str, source: str, prompts: Sequence[Prompt], requ
             ctx.ledger.accepted += 1
             out.write("records", record)
             records.append(record)
+    ctx.ledger.notes.setdefault("quality", {})[source] = measure(records)
     return records
 
 
