@@ -1,0 +1,230 @@
+"""Shards: litdata chunks of raw-text rows, with a manifest of our own beside litdata's index.
+
+litdata notices neither a flipped byte nor a chunk that its index has lost, and waits two minutes for one that is missing.
+``manifest.json`` holds the sha256 and row count of each chunk; a set that doesn't match it is refused, naming the file.
+Writing uses litdata's chunk writer in this process; its multi-process ``optimize`` would cost seconds for any set.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speedlit.errors import UsageError
+from speedlit.files import content_id, disk_error, read_json, remove, sha256_file, write_json
+
+SCHEMA = 1
+MANIFEST, INDEX, LENGTHS = "manifest.json", "index.json", "lengths.npy"
+IN_MEMORY = 256 << 20  # bytes of chunks up to which a set is read once and kept
+
+# What a row must hold, and which of it is measured (in characters) for the plan of a run.
+SHAPES: dict[str, dict[str, type]] = {
+    "sft": {"prompt": str, "completion": str},
+    "preference": {"prompt": str, "chosen": str, "rejected": str},
+    "contrastive": {"kind": str, "instruction": str, "query": str, "positive": str, "negatives": list},
+}
+
+
+@dataclass
+class Manifest:
+    """What a shard set holds.
+
+    Attributes:
+        shape: sft, preference or contrastive.
+        count: rows.
+        chunks: per file: name, sha256, rows, bytes.
+        index: sha256 of litdata's index.
+        lengths: sha256 of lengths.npy: characters per row, one column per text field in the order of ``SHAPES``.
+        kinds: rows per task kind (contrastive).
+    """
+
+    shape: str
+    count: int
+    chunks: list[dict[str, Any]]
+    index: str
+    lengths: str
+    kinds: dict[str, int] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def write_shards(rows: Iterable[dict[str, Any]], out: Path, shape: str, chunk_bytes: int = 64 << 20) -> Manifest:
+    """Write rows as a shard set; it appears under its name only when complete, in place of a set that was there.
+
+    Args:
+        rows: dicts of the shape's fields; ``id`` is added where it is missing, other keys are left out.
+        out: the folder.
+        shape: sft, preference or contrastive.
+        chunk_bytes: size at which a chunk is closed.
+
+    Raises:
+        UsageError: an unknown shape, a row without one of the fields, no rows at all, or a folder that holds something else.
+    """
+    if shape not in SHAPES:
+        raise UsageError(f"unknown shape {shape!r}; choose among {', '.join(SHAPES)}")
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise UsageError(f"{out} is there already and is not a finished shard set; name another folder or remove it")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    remove(temporary)
+    try:
+        temporary.mkdir(parents=True)
+        manifest = _write(rows, temporary, shape, chunk_bytes)
+        remove(out)
+        temporary.rename(out)
+    except OSError as error:
+        raise disk_error(error, out) from error
+    finally:
+        remove(temporary)
+    return manifest
+
+
+def _write(rows: Iterable[dict[str, Any]], folder: Path, shape: str, chunk_bytes: int) -> Manifest:
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes)
+    lengths: list[list[int]] = []
+    kinds: dict[str, int] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="An item was larger than the target chunk size")
+        for number, row in enumerate(rows):
+            clean = checked(row, shape, number)
+            writer[number] = clean
+            lengths.append([_length(clean[name]) for name in SHAPES[shape] if name != "kind"])
+            if shape == "contrastive":
+                kinds[clean["kind"]] = kinds.get(clean["kind"], 0) + 1
+        writer.done()
+    if not lengths:
+        raise UsageError("there are no rows to write")
+    writer.merge(1)
+    np.save(folder / LENGTHS, np.asarray(lengths, dtype=np.int32))
+    chunks = [
+        {"file": c["filename"], "rows": c["chunk_size"], "bytes": (folder / c["filename"]).stat().st_size, "sha256": sha256_file(folder / c["filename"])}
+        for c in read_json(folder / INDEX)["chunks"]
+    ]
+    manifest = Manifest(shape, len(lengths), chunks, sha256_file(folder / INDEX), sha256_file(folder / LENGTHS), kinds)
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str) else sum(map(len, value))
+
+
+def checked(row: dict[str, Any], shape: str, number: int) -> dict[str, Any]:
+    """The fields of a row in their order, with an id.
+
+    Raises:
+        UsageError: a field is missing or not text; names the row.
+    """
+    row = {"kind": "retrieval", "instruction": "", "negatives": [], **row} if shape == "contrastive" else row
+    for name, kind in SHAPES[shape].items():
+        if name not in row:
+            raise UsageError(f"row {number} has no {name!r}; a {shape} row needs {', '.join(SHAPES[shape])} and has {', '.join(row)}")
+        if not isinstance(row[name], kind) or (kind is list and not all(isinstance(text, str) for text in row[name])):
+            raise UsageError(f"row {number}: {name!r} must be {'a list of texts' if kind is list else 'text'}, not {type(row[name]).__name__}")
+    found = {name: row[name] for name in SHAPES[shape]}
+    return {"id": str(row.get("id") or content_id(found)), **found}
+
+
+class ShardSet:
+    """A finished shard set, readable by index.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        UsageError: not there, not finished, or of another schema.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UsageError(f"shards {self.path}: no such folder; `speedlit shard SOURCE --to {self.path}` makes one")
+        if not (self.path / MANIFEST).is_file():
+            raise UsageError(f"shards {self.path}: no {MANIFEST} in it, so it is not a finished shard set; write it again with `speedlit shard SOURCE --to {self.path}`")
+        found = read_json(self.path / MANIFEST)
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise UsageError(f"{self.path / MANIFEST} is of another version; write the shards again with `speedlit shard`")
+        try:
+            self.manifest = Manifest(**found)
+        except TypeError as error:
+            raise UsageError(f"{self.path / MANIFEST} is damaged ({error}); write the shards again with `speedlit shard`") from error
+        self._rows: list[dict[str, Any]] | None = None
+        self._reader: Any = None
+
+    @property
+    def shape(self) -> str:
+        """sft, preference or contrastive."""
+        return self.manifest.shape
+
+    @property
+    def small(self) -> bool:
+        """Whether all rows are kept in memory once read."""
+        return sum(chunk["bytes"] for chunk in self.manifest.chunks) <= IN_MEMORY
+
+    def verify(self) -> ShardSet:
+        """Compare every file with the manifest; returns itself.
+
+        Raises:
+            UsageError: a file is missing, cut, changed or not listed; names it.
+        """
+        expected = {c["file"]: c["sha256"] for c in self.manifest.chunks} | {INDEX: self.manifest.index, LENGTHS: self.manifest.lengths}
+        for chunk in self.manifest.chunks:  # sizes first: cheap, and the commonest damage
+            path = self.path / chunk["file"]
+            if path.is_file() and path.stat().st_size != chunk["bytes"]:
+                raise self._damaged(chunk["file"], f"has {path.stat().st_size} bytes where the manifest says {chunk['bytes']}")
+        for name, digest in expected.items():
+            if not (self.path / name).is_file():
+                raise self._damaged(name, "is missing")
+            if sha256_file(self.path / name) != digest:
+                raise self._damaged(name, "was changed (its sha256 is not the manifest's)")
+        listed = [chunk["filename"] for chunk in read_json(self.path / INDEX)["chunks"]]
+        if listed != [chunk["file"] for chunk in self.manifest.chunks] or sum(chunk["rows"] for chunk in self.manifest.chunks) != self.manifest.count:
+            raise self._damaged(INDEX, "and the manifest list different chunks")
+        return self
+
+    def _damaged(self, name: str, what: str) -> UsageError:
+        return UsageError(f"shard file {self.path / name} {what}; write the shards again with `speedlit shard SOURCE --to {self.path}`")
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.small:
+            return self.rows()[index]
+        return dict(self._open()[range(len(self))[index]])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.small:
+            yield from self.rows()
+        else:
+            reader = self._open()
+            for index in range(len(self)):
+                yield dict(reader[index])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, read once."""
+        if self._rows is None:
+            reader = self._open()
+            self._rows = [dict(reader[index]) for index in range(len(self))]
+        return self._rows
+
+    def lengths(self) -> np.ndarray:
+        """Characters per row and text field, shape (rows, fields)."""
+        return np.load(self.path / LENGTHS)
+
+    def _open(self) -> Any:
+        if self._reader is None:
+            from litdata import StreamingDataset
+
+            self._reader = StreamingDataset(str(self.path), shuffle=False)
+        return self._reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}  # each loader worker opens its own

@@ -1,0 +1,278 @@
+"""The base of all modules: backbone and adapter, optimizer and schedule, the optimizer step, slim checkpoints.
+
+A leaf says how to compute the loss of one micro-batch. One item from the data module is one optimizer step of this rank;
+its loss is a sum over target tokens (or pairs) divided by how many the whole step has over all ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
+from speedlit.data.tokens import TokenContract
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.models.adapter import LoRA, QLoRA, adapter_parameters
+from speedlit.models.backbone import Backbone, hidden_states, probe_attention
+from speedlit.models.folder import save_folder
+
+Batch = dict[str, Any]
+Figures = dict[str, torch.Tensor]
+
+
+@dataclass
+class Schedule:
+    """The learning rate over the run.
+
+    Args:
+        kind: linear (down to 0), cosine (down to 0) or constant.
+        warmup_steps: optimizer steps of linear warm-up.
+        warmup_ratio: the same as a share of all steps; used where warmup_steps is null.
+    """
+
+    kind: str = "linear"
+    warmup_steps: int | None = None
+    warmup_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "cosine", "constant"):
+            raise UsageError(f"schedule.kind is {self.kind!r}; choose linear, cosine or constant")
+
+    def factor(self, step: int, total: int) -> float:
+        """What the peak rate is multiplied with in step ``step`` (from 0) of ``total``."""
+        warm = self.warmup_steps if self.warmup_steps is not None else math.ceil(self.warmup_ratio * total)
+        if step < warm:
+            return (step + 1) / warm  # never 0: the first step must move the weights
+        if self.kind == "constant":
+            return 1.0
+        share = min(1.0, (step - warm) / max(total - warm, 1))
+        return 1.0 - share if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+
+
+def adamw(params: Iterable[Any]) -> torch.optim.Optimizer:
+    """AdamW at 1e-4, for a config that names no optimizer."""
+    return torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0)
+
+
+class SpeedModule(L.LightningModule):
+    """Backbone + adapter + optimizer; see the module's docstring.
+
+    Args:
+        backbone: the network.
+        adapter: LoRA, QLoRA, or null: all weights are trained.
+        tokens: the token contract.
+        optimizer: makes the optimizer of parameters (class_path and init_args in a config).
+        schedule: the learning rate over the run.
+        clip: largest norm of the gradient; null never clips.
+        seed: of dropout; step n always draws the same numbers, whatever happened before it.
+    """
+
+    role = "generator"
+    head = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: LoRA | QLoRA | None = None,
+        tokens: TokenContract = TokenContract(),  # noqa: B008 - frozen
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 - never changed
+        clip: float | None = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # a step has several backward passes; see training_step
+        self.strict_loading = False  # checkpoints leave frozen weights out
+        self.backbone, self.adapter, self.tokens = backbone, adapter, tokens
+        self.make_optimizer, self.schedule, self.clip, self.seed = optimizer or adamw, schedule, clip, seed
+        self.tokenizer = backbone.tokenizer()
+        tokens.bos_id(self.tokenizer), tokens.eos_id(self.tokenizer)  # refuse now what can't work later
+        self.model: Any = None
+        self.figures: dict[str, float] = {}
+        self._started = 0.0
+
+    # -- what a leaf defines --------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, step: Batch) -> tuple[torch.Tensor, Figures]:
+        """This micro-batch's share of the step's loss, and sums of figures to show (shares of the step, too)."""
+        raise NotImplementedError
+
+    # -- the model ------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the network; Lightning may call this more than once."""
+        if self.model is not None:
+            return
+        model = self.backbone.build(self.head, self.adapter.quantization() if self.adapter else None)
+        if self.adapter is None:
+            model.requires_grad_(True)
+        self.model = self.adapter.apply(model) if self.adapter else model
+        self.model.train()  # weights are loaded in eval mode, and Lightning leaves the mode alone
+
+    def on_fit_start(self) -> None:
+        """Look whether attention is as asked; say what is trained."""
+        probe_attention(self.model, self.backbone.attention)
+        self._started = time.monotonic()
+        self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not weight.detach().any()}
+        if self.global_rank == 0:
+            trained, total = self.parameter_counts()
+            print(f"  {type(self).__name__}: {trained:,} of {total:,} parameters are trained ({trained / max(total, 1):.2%})", file=sys.stderr)
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Trainable parameters, and all; a packed 4-bit weight counts with its real size."""
+        weights = list(self.model.parameters())
+        sizes = [math.prod(w.quant_state.shape) if getattr(w, "quant_state", None) is not None else w.numel() for w in weights]
+        return sum(size for w, size in zip(weights, sizes, strict=True) if w.requires_grad), sum(sizes)
+
+    # -- the optimizer step ---------------------------------------------------------------------------------------
+
+    def training_step(self, step: Batch, index: int) -> None:
+        """One optimizer step: all micro-batches backward, then clip, check, update."""
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
+        totals: Figures = {}
+        for number, batch in enumerate(step["micro"], 1):
+            with self.synchronised(number == len(step["micro"])):
+                loss, figures = self.loss(batch, step)
+                self.manual_backward(loss * self.trainer.world_size)  # ranks' gradients are averaged
+            for name, value in {"loss": loss.detach(), **figures}.items():
+                totals[name] = totals.get(name, 0) + value.detach()
+        self.update(step, totals)
+
+    def synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Exchange gradients between ranks after the last micro-batch only."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return nullcontext() if last or block is None else block()
+
+    def update(self, step: Batch, totals: Figures) -> None:
+        """Clip, refuse what is not finite before it reaches the weights, update, remember the figures."""
+        optimizer: Any = self.optimizers()
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.clip if self.clip is not None else math.inf)
+        values = torch.stack([norm.detach().float(), *(totals[name].float() for name in totals)]).tolist()  # one transfer
+        if not all(map(math.isfinite, values)):
+            raise self.not_finite(step, dict(zip(["gradient norm", *totals], values, strict=True)))
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        self.figures = {**dict(zip(totals, values[1:], strict=True)), "lr": rate, "grad_norm": values[0], "tokens": float(step["tokens"])}
+        if self.global_step == 1:
+            self.check_moved()
+
+    def not_finite(self, step: Batch, values: dict[str, float]) -> SpeedlitError:
+        """The error for a loss or gradient that is not a number."""
+        which = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
+        names = [name for batch in step["micro"] for name in batch["names"]]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return SpeedlitError(
+            f"step {self.global_step}: {which}; the weights were not changed. Samples of the step: {shown}. "
+            f"The last good checkpoint is in {self.trainer.default_root_dir}; a lower learning rate, a smaller clip or bfloat16 in place of float16 may mend it"
+        )
+
+    def check_moved(self) -> None:
+        """After the first step every adapter that began at zero must have moved, and be finite.
+
+        Raises:
+            SpeedlitError: one has not; it gets no gradient, so it would train nothing.
+        """
+        weights = adapter_parameters(self.model)
+        still = [name for name in self._fresh if name in weights and not weights[name].detach().any()]
+        wild = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+        if (still or wild) and not str(self.trainer.precision).startswith("16"):  # fp16 may skip its first steps
+            raise SpeedlitError(f"after step 1 {len(still)} adapters have not moved and {len(wild)} are not finite, such as {(still + wild)[0]}; check adapter.targets")
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over trainable weights (no decay on vectors such as norms and biases) and its schedule."""
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        groups = [{"params": [w for w in trained if w.ndim > 1]}, {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0}]
+        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        for group in optimizer.param_groups:
+            if group.get("fused", False) is None and not group.get("foreach"):
+                group["fused"] = True  # one call for all weights, on the CPU as well
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def validation_step(self, step: Batch, index: int) -> None:
+        """Loss without update, weighted as in training."""
+        self._look("val", step)
+
+    def test_step(self, step: Batch, index: int) -> None:
+        """Loss without update, weighted as in training."""
+        self._look("test", step)
+
+    def _look(self, name: str, step: Batch) -> None:
+        totals: Figures = {}
+        for batch in step["micro"]:
+            loss, figures = self.loss(batch, step)
+            for key, value in {"loss": loss, **figures}.items():
+                totals[key] = totals.get(key, 0) + value
+        weight = self.weight(step)
+        self.log_dict({f"{name}_{key}": value for key, value in totals.items()}, batch_size=weight, on_epoch=True, sync_dist=True)
+
+    def weight(self, step: Batch) -> int:
+        """What the step's loss is a mean over."""
+        return int(step["samples"])
+
+    # -- checkpoints and the finished folder ----------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen weights out; put the token contract in."""
+        trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["speedlit"] = {"module": type(self).__name__, "tokens": self.tokens.to_json(), "base": self.backbone.name, "adapters": list(self.backbone.adapters)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other weights or of another token contract.
+
+        Raises:
+            UsageError: says which.
+        """
+        if self.model is not None:
+            trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
+            lost = trained - set(checkpoint["state_dict"])
+            if lost:
+                raise UsageError(f"the checkpoint lacks {len(lost)} of the trained weights, such as {min(lost)}: it belongs to another model or adapter; start in another folder")
+        found = checkpoint.get("speedlit", {}).get("tokens")
+        if found is not None and TokenContract.from_json(found) != self.tokens:
+            raise UsageError("the checkpoint was trained with another token contract (model.init_args.tokens); start in another folder or put it back")
+
+    def save_model(self, out: Path) -> Path:
+        """Write the finished model folder."""
+        return save_folder(self.model, self.tokenizer, out, role=self.role, backbone=self.backbone, tokens=self.tokens)
+
+
+def output_head(model: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight (V, D) and bias of the language-model head."""
+    head = model.get_output_embeddings()
+    return head.weight, getattr(head, "bias", None)
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Our log-probs are made from hidden states and the head's weight; see whether that is all this model does.
+
+    Raises:
+        SpeedlitError: its logits are something else (soft-capped or scaled, as in gemma2 and cohere).
+    """
+    training = model.training
+    model.eval()
+    ids = (torch.arange(6, device=next(model.parameters()).device)[None] * 5 + 3) % model.config.vocab_size
+    weight, bias = output_head(model)
+    ours = torch.nn.functional.linear(hidden_states(model, ids, None).to(weight.dtype), weight, bias).float()
+    theirs = model(input_ids=ids).logits.float()
+    model.train(training)
+    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+        raise SpeedlitError(f"the logits of a {model.config.model_type} model are not just hidden states times its head (soft-capped or scaled); this module can't train it yet")
