@@ -140,6 +140,7 @@ class HTTPBackend:
         self._flushing: asyncio.Task[None] | None = None
         self._answered = False
         self._unanswered = 0
+        self._stopped: SpeedlitError | None = None
         self._jitter = random.Random()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._loop = asyncio.new_event_loop()
@@ -158,6 +159,7 @@ class HTTPBackend:
             SpeedlitError: the server cannot be reached or refuses this client for good, or the journal cannot be written.
         """
         source = iter(requests)
+        self._stopped, self._unanswered = None, 0
         waiting: deque[Future[list[Reply]]] = deque()
         try:
             while True:
@@ -253,45 +255,50 @@ class HTTPBackend:
             await self._gate.enter()
             outcome, start = Outcome(), time.monotonic()
             try:
+                if self._stopped is not None:
+                    raise self._stopped
                 outcome = await self._attempt(body)
             finally:
                 self._gate.leave(outcome.status in (429, 503) or outcome.reason == "timeout")
             answer, paid = Answer(outcome.raw), 200 <= outcome.status < 300
             good = paid and not outcome.reason and not answer.fault
             reason = "" if good else outcome.reason or answer.fault
+            refused = 400 <= outcome.status < 500 and outcome.status not in PASSING
+            final = good or refused or attempt >= self.retries
+            self._stopped = self._stopped or self._fatal(outcome, reason, attempt) or (self._despair(good, reason, outcome) if final else None)
             fate = "answered" if good else "damaged" if paid else "failed"
             await self._log(Event(key, fate, outcome.status, time.monotonic() - start, answer.tokens_in, answer.tokens_out, reason, self._clean(outcome.raw)))
-            if good or self._is_final(outcome, reason, attempt):
-                self._note(good, reason, outcome)
+            if self._stopped is not None and not good:
+                raise self._stopped
+            if final:
                 self._settle(key, (answer, False, "") if good else (Answer("{}"), False, reason))
                 return
             await asyncio.sleep(self._pause(attempt, outcome.wait))
             await self._log(Event(key, "sent"))
 
-    def _is_final(self, outcome: Outcome, reason: str, attempt: int) -> bool:
-        """Whether to stop asking. Raises for what would befall every other request too."""
+    def _fatal(self, outcome: Outcome, reason: str, attempt: int) -> SpeedlitError | None:
+        """The end of the run, where what happened would befall every other request too."""
         tries, at = attempt + 1, f"the teacher at {self.url}"
         if not outcome.connected and tries >= (self.retries + 1 if self._answered else min(FIRST_TRIES, self.retries + 1)):
-            raise SpeedlitError(f"cannot reach {at} ({reason}): start that server, or set OPENAI_BASE_URL (or teacher.base_url) to one that runs")
+            return SpeedlitError(f"cannot reach {at} ({reason}): start that server, or set OPENAI_BASE_URL (or teacher.base_url) to one that runs")
         if outcome.status in (401, 403):
-            raise SpeedlitError(f"{at} refuses this client (status {outcome.status}): put a valid key into OPENAI_API_KEY, or name another server")
+            return SpeedlitError(f"{at} refuses this client (status {outcome.status}): put a valid key into OPENAI_API_KEY, or name another server")
         if outcome.status == 404:
-            raise SpeedlitError(f"{at} knows no model {self.model!r} or no such path (status 404): mend teacher.model or teacher.base_url (OPENAI_BASE_URL)")
+            return SpeedlitError(f"{at} knows no model {self.model!r} or no such path (status 404): mend teacher.model or teacher.base_url (OPENAI_BASE_URL)")
         if outcome.status == 402 or reason == "insufficient_quota":
-            raise SpeedlitError(f"{at} says that the account has no credit left: top it up and start again; nothing that was answered is asked again")
+            return SpeedlitError(f"{at} says that the account has no credit left: top it up and start again; nothing that was answered is asked again")
         if outcome.wait is not None and outcome.wait > LONGEST_WAIT:
-            raise SpeedlitError(f"{at} asks to wait {outcome.wait:.0f} seconds: start again then; nothing that was answered is asked again")
-        refused = 400 <= outcome.status < 500 and outcome.status not in PASSING
-        return refused or attempt >= self.retries
+            return SpeedlitError(f"{at} asks to wait {outcome.wait:.0f} seconds: start again then; nothing that was answered is asked again")
+        return None
 
-    def _note(self, good: bool, reason: str, outcome: Outcome) -> None:
-        """Stop a run in which nothing works any more, rather than refuse ten thousand requests one by one."""
+    def _despair(self, good: bool, reason: str, outcome: Outcome) -> SpeedlitError | None:
+        """The end of a run in which nothing works any more, rather than ten thousand refusals one by one."""
         self._answered = self._answered or good
         self._unanswered = 0 if good else self._unanswered + 1
-        if self._unanswered >= IN_A_ROW:
-            said = " ".join(self._clean(outcome.raw).split())[:200]
-            said = f"last: {reason} {said}".strip()
-            raise SpeedlitError(f"the teacher at {self.url} gave no usable answer to {IN_A_ROW} requests in a row ({said}): look there, then start again")
+        if self._unanswered < IN_A_ROW:
+            return None
+        said = f"last: {reason} {' '.join(self._clean(outcome.raw).split())[:200]}".strip()
+        return SpeedlitError(f"the teacher at {self.url} gave no usable answer to {IN_A_ROW} requests in a row ({said}): look there, then start again")
 
     def _pause(self, attempt: int, wait: float | None) -> float:
         own = min(self.backoff * 2**attempt, 30.0) * self._jitter.uniform(0.5, 1.0)
