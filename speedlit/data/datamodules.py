@@ -204,13 +204,14 @@ class ShardData(L.LightningDataModule):
         batch_size: int = 16,
         micro_batch: int | None = None,
         workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         validation: str | list[str] | None = None,
         drop_last: bool = False,
     ) -> None:
         super().__init__()
         self.shards, self.validation = shards, validation
-        self.batch_size, self.micro_batch, self.workers, self.seed, self.drop_last = batch_size, micro_batch, workers, seed, drop_last
+        self.batch_size, self.micro_batch, self.workers, self.drop_last = batch_size, micro_batch, workers, drop_last
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         for name, value in (("batch_size", batch_size), ("micro_batch", micro_batch)):
             if value is not None and value < 1:
                 raise UsageError(f"data.{name} is {value}; it must be at least 1")
@@ -279,7 +280,7 @@ class SFTData(ShardData):
         batch_size: samples of an optimizer step over all ranks and micro-batches.
         micro_batch: samples in one forward pass, of similar length; null: the whole share of a rank.
         workers: loader processes; the data don't depend on it.
-        seed: of the batch plan.
+        seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
         drop_last: leave out an epoch's last, smaller batch.
     """
@@ -296,7 +297,7 @@ class PreferenceData(ShardData):
         batch_size: pairs of an optimizer step over all ranks and micro-batches.
         micro_batch: pairs in one forward pass, of similar length; null: the whole share of a rank.
         workers: loader processes; the data don't depend on it.
-        seed: of the batch plan.
+        seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
         drop_last: leave out an epoch's last, smaller batch.
     """
@@ -313,7 +314,7 @@ class ContrastiveData(ShardData):
         batch_size: queries of an optimizer step over all ranks; all of them are each other's negatives.
         micro_batch: texts in one forward pass, of similar length (the loss still sees the whole batch); null: all at once.
         workers: loader processes; the data don't depend on it.
-        seed: of the batch plan.
+        seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
         drop_last: leave out the last, smaller batch of each kind, as it has fewer negatives.
     """
@@ -327,7 +328,7 @@ class ContrastiveData(ShardData):
         batch_size: int = 64,
         micro_batch: int | None = None,
         workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         validation: str | list[str] | None = None,
         drop_last: bool = True,
     ) -> None:

@@ -7,8 +7,8 @@ its loss is a sum over target tokens (or pairs) divided by how many the whole st
 from __future__ import annotations
 
 import math
+import os
 import sys
-import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class SpeedModule(L.LightningModule):
         optimizer: makes the optimizer of parameters (class_path and init_args in a config).
         schedule: the learning rate over the run.
         clip: largest norm of the gradient; null never clips.
-        seed: of dropout; step n always draws the same numbers, whatever happened before it.
+        seed: of dropout; step n always draws the same numbers, whatever happened before it. Null: ``seed_everything``.
     """
 
     role = "generator"
@@ -87,18 +87,18 @@ class SpeedModule(L.LightningModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 - never changed
         clip: float | None = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a step has several backward passes; see training_step
         self.strict_loading = False  # checkpoints leave frozen weights out
         self.backbone, self.adapter, self.tokens = backbone, adapter, tokens
-        self.make_optimizer, self.schedule, self.clip, self.seed = optimizer or adamw, schedule, clip, seed
+        self.make_optimizer, self.schedule, self.clip = optimizer or adamw, schedule, clip
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.tokenizer = backbone.tokenizer()
         tokens.bos_id(self.tokenizer), tokens.eos_id(self.tokenizer)  # refuse now what can't work later
         self.model: Any = None
         self.figures: dict[str, float] = {}
-        self._started = 0.0
 
     # -- what a leaf defines --------------------------------------------------------------------------------------
 
@@ -121,7 +121,6 @@ class SpeedModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Look whether attention is as asked; say what is trained."""
         probe_attention(self.model, self.backbone.attention)
-        self._started = time.monotonic()
         self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not weight.detach().any()}
         if self.global_rank == 0:
             trained, total = self.parameter_counts()

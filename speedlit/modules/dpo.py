@@ -31,7 +31,7 @@ class DPOModule(SpeedModule):
         optimizer: makes the optimizer of parameters.
         schedule: the learning rate over the run.
         clip: largest norm of the gradient; null never clips.
-        seed: of dropout.
+        seed: of dropout; null: ``seed_everything``.
         loss: sigmoid, robust, hinge or ipo.
         beta: strength of the pull to the reference; 0 switches the preference term off (then nll_weight must be above 0).
         nll_weight: weight of the chosen completions' negative log-likelihood per token.
@@ -47,7 +47,7 @@ class DPOModule(SpeedModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 - never changed
         clip: float | None = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         loss: str = "sigmoid",
         beta: float = 0.1,
         nll_weight: float = 0.0,

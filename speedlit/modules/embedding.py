@@ -27,7 +27,7 @@ class EmbeddingModule(SpeedModule):
         optimizer: makes the optimizer of parameters.
         schedule: the learning rate over the run.
         clip: largest norm of the gradient; null never clips.
-        seed: of dropout.
+        seed: of dropout; null: ``seed_everything``.
         temperature: divides the similarities.
         symmetric: also ask each positive document for its query, half and half.
         mask_equal: texts equal to the positive or to the query are no negatives.
@@ -47,7 +47,7 @@ class EmbeddingModule(SpeedModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 - never changed
         clip: float | None = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         temperature: float = 0.02,
         symmetric: bool = False,
         mask_equal: bool = True,
@@ -85,8 +85,8 @@ class EmbeddingModule(SpeedModule):
         if self.symmetric and in_batch:
             back = allowed_queries(texts, asked, batch["texts"], batch["asked"], self.mask_equal)
             losses = (losses + info_nce(documents[:, 0], gather(queries), own, self.temperature, back)) / 2
-        negatives = (allowed.sum() - count) / step["samples"]
-        return losses.sum() / step["samples"], {"negatives": negatives.float()}
+        negatives = allowed.scatter(1, own[:, None] * slots, False).sum() / step["samples"]
+        return losses.sum() / step["samples"], {"negatives": negatives}
 
     def weight(self, step: Batch) -> int:
         """Queries."""

@@ -1,0 +1,53 @@
+"""Measures tokens per second of training, the first steps left out, and logs them as ``tokens_per_second``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+
+class Throughput(L.Callback):
+    """Tokens of this rank per second, padding not counted.
+
+    Args:
+        skip: steps at the start that are not timed.
+        every_n_steps: window of one figure.
+        report: print one line at the end.
+    """
+
+    def __init__(self, skip: int = 5, every_n_steps: int = 20, report: bool = True) -> None:
+        self.skip, self.every_n_steps, self.report = skip, every_n_steps, report
+        self.tokens = self.seconds = 0.0
+        self._seen = 0
+        self._window = (0.0, 0.0)
+        self._start: float | None = None
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock after the first steps."""
+        if self._start is None and self._seen >= self.skip:
+            self._start = time.perf_counter()
+            self._window = (self._start, 0.0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int) -> None:
+        """Count the step's tokens."""
+        self._seen += 1
+        if self._start is None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.tokens += batch["tokens"]
+        self.seconds = now - self._start
+        if self._seen % self.every_n_steps == 0:
+            since, before = self._window
+            trainer.callback_metrics["tokens_per_second"] = torch.tensor((self.tokens - before) / (now - since))
+            self._window = (now, self.tokens)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One line for a person."""
+        if self.report and self.seconds and trainer.is_global_zero:
+            print(f"  {self.tokens / self.seconds:,.0f} tokens/s over {self._seen - self.skip} steps", file=sys.stderr)

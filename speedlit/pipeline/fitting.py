@@ -1,0 +1,100 @@
+"""One fit from one recipe: resumes where it stopped, leaves a finished model folder.
+
+    fit(recipe, out) -> {"steps", "seconds", "final", "model"}
+
+``out`` holds ``checkpoints/last.ckpt``, ``metrics.csv``, ``model/`` and, last, ``fit.json``. A finished fit is not done again;
+one with another recipe or other shards starts anew.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+from speedlit.errors import UsageError
+from speedlit.files import content_id, disk_error, read_json, remove, write_json
+
+RESULT, STATE = "fit.json", "fit-started.json"
+
+
+def fit(config: dict[str, Any], out: Path | str, *, progress: bool = True) -> dict[str, Any]:
+    """Train by a recipe.
+
+    Args:
+        config: the structure of a ``speedlit fit`` YAML; class names may be short (``SFTModule``).
+        out: the folder of the fit.
+        progress: show a bar.
+
+    Returns:
+        steps, seconds (of the training, over all attempts), final (last figures and scores), model (the finished folder).
+
+    Raises:
+        UsageError: a recipe, shards or base model that can't be used.
+        SpeedlitError: the loss is no longer finite, or the disk is full.
+    """
+    out = Path(out)
+    identity = {"id": _identity(config)}
+    if (out / RESULT).is_file() and read_json(out / STATE) == identity:
+        return dict(read_json(out / RESULT))
+    if (out / STATE).is_file() and read_json(out / STATE) != identity:
+        for name in ("checkpoints", "model", "metrics.csv", RESULT):
+            remove(out / name)
+    write_json(out / STATE, identity)
+
+    from speedlit.callbacks.metrics import Metrics
+    from speedlit.pipeline.recipe import make, set_threads
+
+    set_threads(config)
+    cli = make({**config, "trainer": {**(config.get("trainer") or {}), "default_root_dir": str(out)}})
+    add_callbacks(cli.trainer, progress, out.name)
+    clock = next(c for c in cli.trainer.callbacks if isinstance(c, Metrics))
+    run_fit(cli, out / "checkpoints" / "last.ckpt")
+    model = cli.model.save_model(out / "model")
+    final = {**getattr(cli.model, "figures", {}), **{name: float(value) for name, value in cli.trainer.callback_metrics.items()}}
+    result = {"steps": cli.trainer.global_step, "seconds": round(clock.seconds, 3), "final": final, "model": str(model)}
+    write_json(out / RESULT, result)
+    return result
+
+
+def run_fit(cli: Any, checkpoint: Path) -> None:
+    """Train from ``checkpoint`` if it is there.
+
+    Raises:
+        UsageError: the checkpoint can't be read.
+    """
+    start = str(checkpoint) if checkpoint.is_file() else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries' notices; what matters is said in our words
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        if start and not cli.trainer.global_step and ("zip archive" in str(error) or isinstance(error, (pickle.UnpicklingError, EOFError))):
+            raise UsageError(f"checkpoint {checkpoint} is damaged; remove it to start this fit from the beginning") from error
+        raise
+    except OSError as error:
+        raise disk_error(error, checkpoint.parent) from error
+
+
+def add_callbacks(trainer: Any, progress: bool, label: str) -> None:
+    """What every fit has, where the recipe doesn't bring its own: progress, metrics.csv, and last.ckpt after all others."""
+    from speedlit.callbacks.metrics import Metrics
+    from speedlit.callbacks.progress import FitProgress
+    from speedlit.callbacks.resume import Resume
+
+    own = [FitProgress(label)] if progress else []
+    for callback in [*own, Metrics(), Resume(every_seconds=30.0)]:
+        if not any(isinstance(other, type(callback)) for other in trainer.callbacks):
+            trainer.callbacks.append(callback)
+
+
+def _identity(config: dict[str, Any]) -> str:
+    """What the outcome depends on: the recipe without threads and loader workers, and the shards' digests."""
+    data = dict((config.get("data") or {}).get("init_args") or {})
+    workers = {key: value for key, value in data.items() if key != "workers"}
+    places = data.get("shards", [])
+    manifests = [Path(place) / "manifest.json" for place in ([places] if isinstance(places, str) else places)]
+    digests = [content_id(read_json(path)) if path.is_file() else None for path in manifests]
+    plain = {**{key: value for key, value in config.items() if key != "threads"}, "data": {**(config.get("data") or {}), "init_args": workers}}
+    return content_id([plain, digests])

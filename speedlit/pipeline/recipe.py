@@ -1,0 +1,252 @@
+"""From a fit recipe (YAML, or the same as a dict) to module, data and trainer, through the one parser of the house."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from speedlit.errors import UsageError
+from speedlit.models.adapter import QLoRA
+from speedlit.models.backbone import Backbone
+from speedlit.modules.base import Schedule
+from speedlit.data.tokens import TokenContract
+from speedlit.pipeline.config import find_recipe, merge, read_yaml, suggestion, tidy
+from speedlit.strategies import strategy
+
+# Short names in recipes; any importable class may be named by its full path instead.
+SHORT = {
+    "SFTModule": "speedlit.modules.sft.SFTModule",
+    "DPOModule": "speedlit.modules.dpo.DPOModule",
+    "EmbeddingModule": "speedlit.modules.embedding.EmbeddingModule",
+    "SFTData": "speedlit.data.datamodules.SFTData",
+    "PreferenceData": "speedlit.data.datamodules.PreferenceData",
+    "ContrastiveData": "speedlit.data.datamodules.ContrastiveData",
+    "LoRA": "speedlit.models.adapter.LoRA",
+    "QLoRA": "speedlit.models.adapter.QLoRA",
+    "AdamW": "torch.optim.AdamW",
+    "AdamW8bit": "bitsandbytes.optim.AdamW8bit",
+    "MTEB": "speedlit.callbacks.mteb.MTEB",
+    "Resume": "speedlit.callbacks.resume.Resume",
+    "Metrics": "speedlit.callbacks.metrics.Metrics",
+    "FitProgress": "speedlit.callbacks.progress.FitProgress",
+    "Throughput": "speedlit.callbacks.throughput.Throughput",
+}
+# Quiet and light unless a recipe says otherwise.
+TRAINER = {
+    "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
+}  # fmt: skip
+FIXED = {
+    "accumulate_grad_batches": "data.init_args.micro_batch: a step of data.init_args.batch_size samples is cut into micro-batches of that size",
+    "gradient_clip_val": "model.init_args.clip",
+}
+TOP = ("seed_everything", "model", "data", "optimizer", "trainer", "ckpt_path", "threads")
+NESTED = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
+
+
+class Parser(LightningCLI):
+    """LightningCLI with the optimizer handed to the module, and nothing saved or run by itself."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+            super().__init__(
+                L.LightningModule, L.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True, args=config, run=False,
+                auto_configure_optimizers=False, save_config_callback=None, seed_everything_default=0, trainer_defaults=TRAINER,
+                parser_kwargs={"exit_on_error": False},
+            )  # fmt: skip
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """``optimizer`` at the top goes to the module; ``threads`` is torch's."""
+        parser.add_subclass_arguments(torch.optim.Optimizer, "optimizer", skip={"params"}, required=False, instantiate=False)
+        parser.link_arguments("optimizer", "model.init_args.optimizer")
+        parser.add_argument("--threads", type=int | None, default=None, help="torch threads; null leaves torch's default")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from")
+
+
+class Checker(Parser):
+    """Parses without making anything."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is made."""
+
+
+def make(config: dict[str, Any], parser: type[Parser] = Parser) -> Parser:
+    """Module, data and trainer of a recipe, as ``.model``, ``.datamodule``, ``.trainer``.
+
+    Raises:
+        UsageError: unknown keys (all of them, each with the nearest real one), wrong types, classes that don't exist.
+    """
+    quiet()
+    config = prepared(config)
+    mistakes = unknown_keys(config)
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    try:
+        return parser(config)
+    except ArgumentError as error:
+        raise UsageError(f"recipe: {tidy(str(error))}") from error
+
+
+def quiet() -> None:
+    """Leave Lightning's tips and notices off the screen; warnings of its own about our loaders as well."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*LeafSpec.*", ".*Total length of `list` across ranks.*", ".*does not have many workers.*", ".*is not resumable.*", ".*litlogger.*"):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def prepared(config: dict[str, Any]) -> dict[str, Any]:
+    """Short class names in full, our strategy names as Lightning's."""
+    config = _full_names(config)
+    trainer = dict(config.get("trainer") or {})
+    for key, instead in FIXED.items():
+        if trainer.get(key) not in (None, 1 if key.startswith("acc") else None):
+            raise UsageError(f"trainer.{key} has no effect here; set {instead}")
+    if "strategy" in trainer:
+        trainer["strategy"] = strategy(trainer["strategy"])
+    return {**config, "trainer": trainer}
+
+
+def _full_names(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_full_names(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    out = {key: _full_names(item) for key, item in value.items()}
+    if isinstance(out.get("class_path"), str):
+        out["class_path"] = SHORT.get(out["class_path"], out["class_path"])
+    return out
+
+
+def unknown_keys(config: dict[str, Any]) -> list[str]:
+    """One line per key that nothing reads, and per class that can't be imported."""
+    out = _strangers(config, TOP, "")
+    out += _strangers(config.get("trainer"), inspect.signature(L.Trainer.__init__).parameters, "trainer.")
+    blocks = [(name, config.get(name)) for name in ("model", "data", "optimizer")]
+    blocks += [(f"trainer.callbacks[{i}]", block) for i, block in enumerate(config["trainer"].get("callbacks") or [])]
+    for name, block in blocks:
+        out += _block(block, name)
+    arguments = (config.get("model") or {}).get("init_args") or {}
+    for name, kind in NESTED.items():
+        out += _strangers(arguments.get(name), kind.__dataclass_fields__, f"model.init_args.{name}.")
+    adapter = arguments.get("adapter")
+    if isinstance(adapter, dict):
+        out += _block(adapter, "model.init_args.adapter") if "class_path" in adapter else _strangers(adapter, QLoRA.__dataclass_fields__, "model.init_args.adapter.")
+    return out
+
+
+def _block(block: Any, name: str) -> list[str]:
+    """Mistakes in one ``class_path`` with ``init_args``."""
+    if block is None:
+        return [] if name == "optimizer" else [f"recipe: `{name}` is missing; it names a class_path and its init_args"]
+    if not isinstance(block, dict) or not isinstance(block.get("class_path"), str):
+        return [f"recipe: `{name}` must hold class_path and init_args"]
+    out = _strangers(block, ("class_path", "init_args"), f"{name}.")
+    module, _, attribute = block["class_path"].rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute) if module else None
+    except (ImportError, AttributeError) as error:
+        return [*out, f"recipe: {name}.class_path {block['class_path']} can't be imported: {error}"]
+    if found is None:
+        return [*out, f"recipe: {name}.class_path is {block['class_path']!r}; {suggestion(block['class_path'], list(SHORT))}, or a full path such as package.module.Class"]
+    parameters = inspect.signature(found.__init__).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return out
+    return out + _strangers(block.get("init_args"), [p for p in parameters if p != "self"], f"{name}.init_args.")
+
+
+def _strangers(values: Any, known: Any, prefix: str) -> list[str]:
+    if not isinstance(values, dict):
+        return []
+    names = [name for name in known if name not in ("self", "params")]
+    return [f"recipe: unknown key `{prefix}{key}`; {suggestion(str(key), names, prefix)}" for key in values if key not in names]
+
+
+# -- from files and command-line words to one dict ----------------------------------------------------------------------
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe by path or shipped name, with nested files (``trainer: ../trainer/cpu.yaml``) read in."""
+    path = find_recipe(name)
+    found = _nested(read_yaml(path), path.parent)
+    assert isinstance(found, dict)
+    return found
+
+
+def _nested(value: Any, folder: Path) -> Any:
+    """Names of YAML files replaced by their content; a name is relative to the file it stands in, or a shipped recipe's."""
+    if isinstance(value, dict):
+        return {key: _nested(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nested(item, folder) for item in value]
+    if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
+        return value
+    path = folder / value if (folder / value).is_file() else find_recipe(value)
+    return _nested(read_yaml(path), path.parent)
+
+
+def override(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """``--dotted.key value`` (or ``=value``, or ``+=value`` to append to a list) laid over a recipe.
+
+    ``--model.beta 0.2`` is short for ``--model.init_args.beta 0.2``, and ``--data SFTData`` for its class_path.
+
+    Raises:
+        UsageError: a word that is no such pair.
+    """
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"{word!r} is no option; write --key value, for instance --trainer.max_steps 100")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UsageError(f"--{key} needs a value")
+            text = rest.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        config = _put(config, _path(key.removesuffix("+")), _nested(value, Path.cwd()), append=key.endswith("+"))
+    return config
+
+
+def _path(key: str) -> list[str]:
+    parts = key.split(".")
+    if parts[0] in ("model", "data", "optimizer") and len(parts) > 1 and parts[1] not in ("init_args", "class_path"):
+        parts.insert(1, "init_args")
+    return parts
+
+
+def _put(config: dict[str, Any], path: list[str], value: Any, append: bool) -> dict[str, Any]:
+    head, *tail = path
+    old = config.get(head)
+    if tail:
+        return {**config, head: _put(old if isinstance(old, dict) else {}, tail, value, append)}
+    if isinstance(value, str) and head in ("model", "data", "optimizer", "adapter"):
+        value = {"class_path": value}
+    if append:
+        added = value if isinstance(value, list) else [value]
+        return {**config, head: [*(old or []), *({"class_path": item} if isinstance(item, str) else item for item in added)]}
+    return {**config, head: merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value}
+
+
+def set_threads(config: dict[str, Any]) -> None:
+    """``threads`` of the recipe, where it is set."""
+    if config.get("threads"):
+        torch.set_num_threads(int(config["threads"]))
+        os.environ["OMP_NUM_THREADS"] = str(config["threads"])
