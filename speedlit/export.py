@@ -10,6 +10,7 @@ instructions become prompts, and a bidirectional decoder keeps ``is_causal: fals
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,14 +55,19 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dic
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(COSINE)}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists already: name a new folder, or remove it first")
+    from speedlit.models.backbone import chain
+
     info = read_json(source / "speedlit.json")
     temporary = target.with_name(f".{target.name}.part")
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
         expected = _write(source, temporary, form, dtype, info)
-        question = {"form": form, "causal_lm": info.get("role") != "embedder", "base": _base_path(info) if form == "adapter" else None}
+        question = {"form": form, "causal_lm": info.get("role") != "embedder", "base": None, "bidirectional": info.get("attention") == "bidirectional"}
+        if form == "adapter":
+            question["base"] = chain(str(source))[0]
         lowest = compare(temporary, question, expected, COSINE[dtype])
+        _write_card(temporary, form, info, lowest)
         remove(target)
         temporary.rename(target)
     finally:
@@ -102,13 +108,6 @@ def _write(source: Path, target: Path, form: str, dtype: str, info: dict[str, An
     return expected
 
 
-def _base_path(info: dict[str, Any]) -> str:
-    """Where the base of an adapter lies: a folder, or a hub name."""
-    from speedlit.models.backbone import resolve
-
-    return str(resolve(info["base"]))
-
-
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -123,9 +122,13 @@ def _write_adapter(source: Path, target: Path, info: dict[str, Any]) -> None:
     if info.get("adapters"):
         count = len(info["adapters"])
         raise UsageError(f"the adapter in {source} stands on {count} other adapter(s) merged into the base, so peft cannot load it alone: use merged")
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    config = read_json(target / "adapter_config.json")
-    write_json(target / "adapter_config.json", {**config, "base_model_name_or_path": info["base"]})
+    base = info["base"]
+    if (source / base).is_dir():  # a folder, stored relative to its adapter
+        base = os.path.relpath((source / base).resolve(), target.resolve())
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(source / name, target / name)
+    write_json(target / "adapter_config.json", {**read_json(target / "adapter_config.json"), "base_model_name_or_path": base})
+    write_json(target / "speedlit.json", {**info, "base": base})
 
 
 def _write_merged(loaded: Loaded, target: Path, dtype: str) -> None:
@@ -186,6 +189,43 @@ def _write_modules(loaded: Loaded, target: Path) -> None:
         (target / "2_Normalize").mkdir(exist_ok=True)
     write_json(target / "sentence_bert_config.json", {"max_seq_length": tokens.max_length, "do_lower_case": False})
     write_json(target / "config_sentence_transformers.json", {"prompts": prompts(tokens), "default_prompt_name": None, "similarity_fn_name": "cosine"})
+
+
+USE = {
+    "adapter": """from peft import PeftModel
+from transformers import AutoConfig, {auto}
+config = AutoConfig.from_pretrained("{base}"){switch}
+model = PeftModel.from_pretrained({auto}.from_pretrained("{base}", config=config), "THIS_FOLDER")""",
+    "merged": """from transformers import {auto}, AutoTokenizer
+model, tokenizer = {auto}.from_pretrained("THIS_FOLDER"), AutoTokenizer.from_pretrained("THIS_FOLDER")""",
+    "sentence-transformers": """from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("THIS_FOLDER")
+queries = model.encode(["..."], prompt="{query}")  # put your task's instruction in place of the general one
+documents = model.encode(["..."])""",
+}
+
+
+def _write_card(target: Path, form: str, info: dict[str, Any], lowest: float) -> None:
+    """A short README: what this is, how to load it so that it scores the same, and what was checked."""
+    from speedlit.data.tokens import TokenContract
+
+    embeds, both = info.get("role") == "embedder", info.get("attention") == "bidirectional"
+    tokens = TokenContract.from_json(info["tokens"])
+    query = prompts(tokens)["query"] if form == "sentence-transformers" else ""
+    switch = "\nconfig.is_causal, config.sliding_window = False, None  # this adapter was trained with attention in both directions" if both else ""
+    auto = "AutoModel" if embeds else "AutoModelForCausalLM"
+    how = USE[form].format(auto=auto, base=info["base"], switch=switch, query=json.dumps(query)[1:-1])
+    lines = [
+        f"# {'Embedder' if embeds else 'Generator'} made with speedlit\n",
+        f"Format: {form}. Base: `{info['base']}`. Attention: {info.get('attention')}.",
+        f"Token ids and vectors of 32 texts are equal to the trained model's (smallest cosine {lowest:.6f}).\n",
+        f"```python\n{how}\n```\n",
+    ]
+    if embeds:
+        length = "normalised" if tokens.normalize else "not normalised"
+        lines.append(f"Pooling: {tokens.pooling}, {length}, at most {tokens.max_length} tokens.")
+        lines.append(f"Queries read as {tokens.query_template!r}, documents as {tokens.document_template!r}.")
+    (target / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def prompts(tokens: Any) -> dict[str, str]:

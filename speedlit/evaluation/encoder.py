@@ -106,11 +106,7 @@ class Encoder:
         for key in keys:
             if key in self.instructions:
                 return self.instructions[key] or None
-        if side == "document":
-            return None
-        if "{instruction}" not in self.tokens.query_template:
-            return ""  # a template such as "query: {text}" is for every text but documents
-        if not self.instruct:
+        if not self.instruct or side == "document":
             return None
         prompt = task.prompt
         if isinstance(prompt, dict):

@@ -1,7 +1,8 @@
 """Run as a file in a fresh process: load an export through its own library and write token ids and vectors.
 
 Nothing of speedlit is imported here, so that what works here works for people who never heard of it. The question is a JSON
-file with the keys form, folder, texts, output, causal_lm, base; the answer an npz with ids (flat), sizes and vectors (float64).
+file with the keys form, folder, texts, output, causal_lm, base, bidirectional; the answer an npz with ids (flat), sizes and
+vectors (float64).
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ def sentence_transformer(question: dict[str, Any]) -> Callable[[str], Answer]:
 def hugging_face(question: dict[str, Any]) -> Callable[[str], Answer]:
     """The last hidden states' mean, or the logits behind the last token, through ``AutoModel`` (and peft for an adapter)."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     folder, loader = question["folder"], AutoModelForCausalLM if question["causal_lm"] else AutoModel
-    model = loader.from_pretrained(question["base"] or folder, dtype=torch.float32)
-    if question["form"] == "adapter":
+    adapter = question["form"] == "adapter"
+    config = AutoConfig.from_pretrained(question["base"] if adapter else folder)
+    if adapter and question["bidirectional"]:  # an adapter cannot carry it; its README says so
+        config.is_causal, config.sliding_window = False, None
+    model = loader.from_pretrained(question["base"] if adapter else folder, config=config, dtype=torch.float32)
+    if adapter:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder)
