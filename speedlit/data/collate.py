@@ -65,7 +65,7 @@ def encode_contrastive(tokenizer: Any, tokens: TokenContract, rows: Sequence[dic
         docs = [next(documents) for _ in own]
         samples.append({
             "id": row["id"], "kind": row["kind"], "query": query, "documents": docs, "width": len(query) + sum(map(len, docs)), "targets": len(own) - 1,
-            "asked": text_hash(row["instruction"] + "\n" + row["query"]), "query_text": text_hash(row["query"]), "texts": [text_hash(t) for t in own],
+            "asked": text_hash(row["instruction"] + "\n" + row["query"]), "query_text": text_hash(row["query"]), "texts": [text_hash(t) for t in row.get("labels") or own],
         })  # fmt: skip
     return samples
 

@@ -129,6 +129,10 @@ def checked(row: dict[str, Any], shape: str, number: int) -> dict[str, Any]:
         if not isinstance(row[name], kind) or (kind is list and not all(isinstance(text, str) for text in row[name])):
             raise UsageError(f"row {number}: {name!r} must be {'a list of texts' if kind is list else 'text'}, not {type(row[name]).__name__}")
     found = {name: row[name] for name in SHAPES[shape]}
+    if labels := row.get("labels"):  # of the positive and of each negative: texts of one label are never each other's negatives
+        if len(labels) != 1 + len(found["negatives"]):
+            raise UsageError(f"row {number}: 'labels' has {len(labels)} entries; one for the positive and one per negative are needed")
+        found["labels"] = [str(label) for label in labels]
     return {"id": str(row.get("id") or content_id(found)), **found}
 
 
