@@ -62,10 +62,11 @@ def encode_contrastive(tokenizer: Any, tokens: TokenContract, rows: Sequence[dic
     samples = []
     for row, query in zip(rows, queries, strict=True):
         own = [row["positive"], *row["negatives"]]
+        names = row.get("labels") or own  # texts of one label count as equal
         docs = [next(documents) for _ in own]
         samples.append({
             "id": row["id"], "kind": row["kind"], "query": query, "documents": docs, "width": len(query) + sum(map(len, docs)), "targets": len(own) - 1,
-            "asked": text_hash(row["instruction"] + "\n" + row["query"]), "query_text": text_hash(row["query"]), "texts": [text_hash(t) for t in row.get("labels") or own],
+            "asked": text_hash(row["instruction"] + "\n" + row["query"]), "query_text": text_hash(row["query"]), "texts": [text_hash(n) for n in names],
         })  # fmt: skip
     return samples
 
