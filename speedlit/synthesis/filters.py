@@ -63,7 +63,7 @@ class NearFilter:
         if not 0 < threshold <= 1:
             raise UsageError(f"filters.minhash_threshold must lie between 0 and 1, not {threshold}; null switches the filter off")
         self._size, self._seed, self._new = size, seed, RMinHash
-        self._store = RMinHashDeduplicator(threshold=threshold, num_perm=PERMUTATIONS, use_lsh=True, num_bands=BANDS)
+        self._store = RMinHashDeduplicator(threshold=threshold, num_perm=PERMUTATIONS, use_lsh=True, num_bands=BANDS, seed=seed)
         self._count = 0
 
     def is_duplicate(self, text: str) -> bool:
