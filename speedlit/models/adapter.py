@@ -46,6 +46,9 @@ class LoRA:
             r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=checked_targets(model, self.targets),
             task_type="CAUSAL_LM" if causal else "FEATURE_EXTRACTION", modules_to_save=names,
         )  # fmt: skip
+        for layer in model.modules():  # on some CPUs an eval forward repacks 4-bit weights, after which they can't be trained, saved or sharded
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
         return get_peft_model(model, config, autocast_adapter_dtype=not isinstance(self, QLoRA))
 
 
@@ -75,7 +78,7 @@ def linear_names(model: Any) -> list[str]:
     """Last parts of the names of all linear layers but the output head, 4-bit layers included."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head}
-    return sorted(found - {"pooler"})
+    return sorted(found)
 
 
 def checked_targets(model: Any, targets: list[str] | str) -> list[str]:
@@ -86,19 +89,13 @@ def checked_targets(model: Any, targets: list[str] | str) -> list[str]:
     """
     real = linear_names(model)
     if targets == "all-linear":
-        return [name for name in real if not _only_in_pooler(model, name)]
+        return real
     asked = [targets] if isinstance(targets, str) else list(targets)
     modules = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
     wrong = [name for name in asked if not any(m == name or m.endswith(f".{name}") for m in modules)]
     if wrong or not asked:
         raise UsageError(f"adapter.targets: no linear layer is called {', '.join(wrong) or '(nothing asked)'}; this model has {', '.join(real)}")
     return asked
-
-
-def _only_in_pooler(model: Any, name: str) -> bool:
-    """A pooler's layer gets no gradient from an embedder's own pooling."""
-    places = [full for full, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and full.rpartition(".")[2] == name]
-    return all("pooler" in place for place in places)
 
 
 def embedding_names(model: Any) -> list[str]:

@@ -81,6 +81,8 @@ class Backbone:
             model = merge_adapter(model, adapter)
         if headed and not head:
             model = model.base_model
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # we pool ourselves, and weights without a gradient upset adapters and ddp
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -57,7 +58,7 @@ NESTED = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
 
 
 class Parser(LightningCLI):
-    """LightningCLI with the optimizer handed to the module, and nothing saved or run by itself."""
+    """LightningCLI that saves and runs nothing by itself."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         with warnings.catch_warnings():
@@ -69,9 +70,7 @@ class Parser(LightningCLI):
             )  # fmt: skip
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """``optimizer`` at the top goes to the module; ``threads`` is torch's."""
-        parser.add_subclass_arguments(torch.optim.Optimizer, "optimizer", skip={"params"}, required=False, instantiate=False)
-        parser.link_arguments("optimizer", "model.init_args.optimizer")
+        """``threads`` is torch's."""
         parser.add_argument("--threads", type=int | None, default=None, help="torch threads; null leaves torch's default")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from")
 
@@ -110,8 +109,12 @@ def quiet() -> None:
 
 
 def prepared(config: dict[str, Any]) -> dict[str, Any]:
-    """Short class names in full, our strategy names as Lightning's."""
+    """Short class names in full, our strategy names as Lightning's; ``optimizer`` at the top goes to the module."""
     config = _full_names(config)
+    if isinstance(config.get("optimizer"), dict) and isinstance(config.get("model"), dict):
+        arguments = dict(config["model"].get("init_args") or {})
+        arguments["optimizer"] = merge(arguments.get("optimizer") or {}, config.pop("optimizer"))
+        config["model"] = {**config["model"], "init_args": arguments}
     trainer = dict(config.get("trainer") or {})
     for key, instead in FIXED.items():
         if trainer.get(key) not in (None, 1 if key.startswith("acc") else None):
@@ -124,6 +127,8 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
 def _full_names(value: Any) -> Any:
     if isinstance(value, list):
         return [_full_names(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)  # YAML 1.1 takes 1e-4 for text
     if not isinstance(value, dict):
         return value
     out = {key: _full_names(item) for key, item in value.items()}
@@ -136,11 +141,14 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
     """One line per key that nothing reads, and per class that can't be imported."""
     out = _strangers(config, TOP, "")
     out += _strangers(config.get("trainer"), inspect.signature(L.Trainer.__init__).parameters, "trainer.")
-    blocks = [(name, config.get(name)) for name in ("model", "data", "optimizer")]
+    blocks = [(name, config.get(name)) for name in ("model", "data")]
     blocks += [(f"trainer.callbacks[{i}]", block) for i, block in enumerate(config["trainer"].get("callbacks") or [])]
     for name, block in blocks:
         out += _block(block, name)
-    arguments = (config.get("model") or {}).get("init_args") or {}
+    model = config.get("model")
+    arguments = (model.get("init_args") if isinstance(model, dict) else None) or {}
+    if isinstance(arguments.get("optimizer"), dict):
+        out += _block(arguments["optimizer"], "optimizer")
     for name, kind in NESTED.items():
         out += _strangers(arguments.get(name), kind.__dataclass_fields__, f"model.init_args.{name}.")
     adapter = arguments.get("adapter")
@@ -152,7 +160,7 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
 def _block(block: Any, name: str) -> list[str]:
     """Mistakes in one ``class_path`` with ``init_args``."""
     if block is None:
-        return [] if name == "optimizer" else [f"recipe: `{name}` is missing; it names a class_path and its init_args"]
+        return [f"recipe: `{name}` is missing; it names a class_path and its init_args"]
     if not isinstance(block, dict) or not isinstance(block.get("class_path"), str):
         return [f"recipe: `{name}` must hold class_path and init_args"]
     out = _strangers(block, ("class_path", "init_args"), f"{name}.")
@@ -196,6 +204,8 @@ def _nested(value: Any, folder: Path) -> Any:
     if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
         return value
     path = folder / value if (folder / value).is_file() else find_recipe(value)
+    if path.read_text(encoding="utf-8").rstrip().endswith("\nnull"):
+        return None  # adapter/none.yaml
     return _nested(read_yaml(path), path.parent)
 
 

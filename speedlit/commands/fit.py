@@ -1,0 +1,139 @@
+"""``speedlit fit | validate | test | predict``: one module, one data set, one trainer, from a recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speedlit.errors import UsageError
+
+HELP = """usage: speedlit {fit,validate,test,predict} --config NAME|FILE [--config FILE ...] [--key value ...]
+
+  --config NAME|FILE       a recipe (`speedlit list` shows those shipped); later ones win; nested files are read in
+  --data.shards DIR        short for --data.init_args.shards; likewise --model.KEY and --optimizer.KEY
+  --trainer trainer/cpu.yaml, --model.adapter adapter/lora.yaml      a shipped part in place of the recipe's
+  --trainer.max_steps N    any key of the recipe, of the classes it names, or of Lightning's Trainer
+  --trainer.callbacks+=Throughput                                    append to a list
+  --trainer.default_root_dir DIR   where checkpoints, metrics.csv and model/ go (default: runs/fit)
+  --ckpt_path FILE         go on from this checkpoint; without it fit goes on from DIR/checkpoints/last.ckpt, if it is there
+  --print_config           print the recipe with everything filled in, and stop
+
+fit trains and leaves DIR/model; validate, test and predict run one pass with the weights of --ckpt_path or DIR/checkpoints/last.ckpt.
+example: speedlit fit --config fit/junior --data.shards runs/shards/sft --trainer.max_steps 100"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one of the four commands.
+
+    Args:
+        argv: the command word and its options.
+    """
+    command, *words = argv
+    if not words or "--help" in words or "-h" in words:
+        print(HELP)
+        return 0 if words else 2
+    names, words, show = _split(words)
+    if not names:
+        raise UsageError(f"speedlit {command} needs --config NAME|FILE, for instance --config fit/junior; `speedlit list` shows the recipes")
+    from speedlit.pipeline.config import merge
+    from speedlit.pipeline.recipe import override, read_recipe
+
+    config: dict[str, Any] = {}
+    for name in names:
+        config = merge(config, read_recipe(name))
+    config = override(config, words)
+    if show:
+        return _print(config)
+    return _fit(config) if command == "fit" else _look(command, config)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """Names after --config, the other words, and whether --print_config is among them."""
+    names, rest, show = [], list(words), False
+    others: list[str] = []
+    while rest:
+        word = rest.pop(0)
+        if word == "--print_config":
+            show = True
+        elif word in ("--config", "-c"):
+            if not rest:
+                raise UsageError("--config needs a name or file")
+            names.append(rest.pop(0))
+        elif word.startswith("--config="):
+            names.append(word.partition("=")[2])
+        else:
+            others.append(word)
+    return names, others, show
+
+
+def _root(config: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The recipe with a root folder, and that folder."""
+    trainer = dict(config.get("trainer") or {})
+    trainer["default_root_dir"] = trainer.get("default_root_dir") or "runs/fit"
+    return {**config, "trainer": trainer}, Path(trainer["default_root_dir"])
+
+
+def _print(config: dict[str, Any]) -> int:
+    from speedlit.pipeline.recipe import Checker, make
+
+    made = make(_root(config)[0], Checker)
+    print(made.parser.dump(made.config, skip_none=False))
+    return 0
+
+
+def _fit(config: dict[str, Any]) -> int:
+    """Train, and leave a finished model folder."""
+    from speedlit.pipeline.fitting import add_callbacks, run_fit
+    from speedlit.pipeline.recipe import make, set_threads
+
+    config, root = _root(config)
+    checkpoint = _checkpoint(config, root)
+    set_threads(config)
+    made = make(config)
+    add_callbacks(made.trainer, True, "fit")
+    if checkpoint is not None:
+        print(f"  going on from {checkpoint}", file=sys.stderr)
+    run_fit(made, checkpoint or root / "checkpoints" / "none")
+    if made.trainer.is_global_zero and hasattr(made.model, "save_model"):
+        place = made.model.save_model(root / "model")
+        print(f"  {made.trainer.global_step} steps; model in {place}, figures in {root / 'metrics.csv'}", file=sys.stderr)
+    return 0
+
+
+def _checkpoint(config: dict[str, Any], root: Path) -> Path | None:
+    """The checkpoint to start from: the one named, else the last one of the root folder.
+
+    Raises:
+        UsageError: the one named isn't there.
+    """
+    named = config.get("ckpt_path")
+    if named:
+        if not Path(named).exists():
+            raise UsageError(f"--ckpt_path {named}: no such file")
+        return Path(named)
+    last = root / "checkpoints" / "last.ckpt"
+    return last if last.exists() else None
+
+
+def _look(command: str, config: dict[str, Any]) -> int:
+    """validate, test or predict."""
+    from speedlit.pipeline.recipe import make, set_threads
+
+    config, root = _root(config)
+    checkpoint = _checkpoint(config, root)
+    set_threads(config)
+    made = make(config)
+    if checkpoint is None:
+        print(f"  no checkpoint in {root}: the weights are those before training", file=sys.stderr)
+    found = getattr(made.trainer, command)(made.model, datamodule=made.datamodule, ckpt_path=str(checkpoint) if checkpoint else None)
+    if command != "predict":
+        for name, value in sorted((found or [{}])[0].items()):
+            print(f"{name}: {value:.6f}")
+        return 0
+    from speedlit.files import write_jsonl
+
+    count = write_jsonl(root / "predictions.jsonl", (row for batch in found or [] for row in batch))
+    print(f"{count} predictions in {root / 'predictions.jsonl'}")
+    return 0
