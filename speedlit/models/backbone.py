@@ -141,6 +141,8 @@ def chain(name: str, adapters: list[str] | None = None) -> tuple[str, list[Path]
         folder = Path(place)
         if not (folder / "adapter_config.json").is_file():
             base, merged = place, []  # full weights replace all that was before
+            if (folder / CARD).is_file() and not (folder / "config.json").is_file():  # only says how to read its base
+                base, merged = chain(str(_beside(folder, read_json(folder / CARD)["base"])))
             continue
         if (folder / CARD).is_file():
             card = read_json(folder / CARD)

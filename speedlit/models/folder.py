@@ -8,6 +8,7 @@ Places of other folders are stored relative to the folder, so that a run can be 
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,25 @@ def save_folder(model: Any, tokenizer: Any, out: Path, *, role: str, backbone: B
         "adapters": [_portable(str(a), out) for a in adapters] if is_adapter else [],
     }  # fmt: skip
     write_json(temporary / CARD, info)
+    remove(out)
+    temporary.rename(out)
+    fsync_dir(out.parent)
+    return out
+
+
+def save_untrained(finished: Path, out: Path) -> Path:
+    """A folder without weights of its own: the base of ``finished`` read through the same token contract and attention.
+
+    Args:
+        finished: a model folder that ``save_folder`` has written.
+        out: the folder; replaced if it exists.
+    """
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    remove(temporary)
+    shutil.copytree(finished, temporary, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "adapter_config.json", "config.json", "generation_config.json"))
+    info = read_json(finished / CARD)
+    near = (finished / info["base"]).resolve()
+    write_json(temporary / CARD, {**info, "adapters": [], "base": _portable(str(near), out) if near.is_dir() else info["base"]})
     remove(out)
     temporary.rename(out)
     fsync_dir(out.parent)

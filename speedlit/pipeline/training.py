@@ -54,7 +54,9 @@ def revisor(ctx: Context) -> None:
 
 
 def embedder(ctx: Context) -> None:
-    """Contrastive tuning on the refined triplets; and one embedder per compared source and seed."""
+    """Contrastive tuning on the refined triplets; one embedder per compared source and seed; and the base as it was."""
+    from speedlit.models.folder import save_untrained
+
     comparison = ctx.config["comparison"]
     evaldata = evaluation_folder(ctx)
     jobs = [embedder_job(ctx, "refined", ctx.config["seed"], ctx.out, evaldata)]
@@ -64,6 +66,7 @@ def embedder(ctx: Context) -> None:
             if (source, seed) != ("refined", ctx.config["seed"]):  # that one is the embedder itself
                 jobs.append(embedder_job(ctx, source, seed, out, None))
     train(ctx, jobs, comparison["processes"])
+    save_untrained(ctx.out / "model", ctx.out / "untrained")
 
 
 def embedder_job(ctx: Context, source: str, seed: int, out: Path, evaldata: Path | None) -> dict[str, Any]:
