@@ -283,9 +283,31 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe by path or shipped name, with nested files (``trainer: ../trainer/cpu.yaml``) read in."""
+    path = find_recipe(name)
+    found = nested(read_yaml(path), path.parent)
+    assert isinstance(found, dict)
+    return found
+
+
+def nested(value: Any, folder: Path) -> Any:
+    """Names of YAML files replaced by their content; a name is relative to the file it stands in, or a shipped recipe's."""
+    if isinstance(value, dict):
+        return {key: nested(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [nested(item, folder) for item in value]
+    if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
+        return value
+    path = folder / value if (folder / value).is_file() else find_recipe(value)
+    if path.read_text(encoding="utf-8").rstrip().endswith("\nnull"):
+        return None  # adapter/none.yaml
+    return nested(read_yaml(path), path.parent)
+
+
 def fit_recipe(training: dict[str, Any]) -> dict[str, Any]:
     """The fit config of a training stage: the recipe (its nested files read in) with ``set`` laid over it."""
-    recipe = read_yaml(find_recipe(training["recipe"])) if training["recipe"] else {}
+    recipe = read_recipe(training["recipe"]) if training["recipe"] else {}
     return merge(recipe, training["set"])
 
 

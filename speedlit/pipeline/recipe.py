@@ -18,12 +18,12 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from speedlit.data.tokens import TokenContract
 from speedlit.errors import UsageError
 from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
-from speedlit.data.tokens import TokenContract
-from speedlit.pipeline.config import find_recipe, merge, read_yaml, suggestion, tidy
+from speedlit.pipeline.config import merge, nested, suggestion, tidy
 from speedlit.strategies import strategy
 
 # Short names in recipes; any importable class may be named by its full path instead.
@@ -187,28 +187,6 @@ def _strangers(values: Any, known: Any, prefix: str) -> list[str]:
 # -- from files and command-line words to one dict ----------------------------------------------------------------------
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe by path or shipped name, with nested files (``trainer: ../trainer/cpu.yaml``) read in."""
-    path = find_recipe(name)
-    found = _nested(read_yaml(path), path.parent)
-    assert isinstance(found, dict)
-    return found
-
-
-def _nested(value: Any, folder: Path) -> Any:
-    """Names of YAML files replaced by their content; a name is relative to the file it stands in, or a shipped recipe's."""
-    if isinstance(value, dict):
-        return {key: _nested(item, folder) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_nested(item, folder) for item in value]
-    if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
-        return value
-    path = folder / value if (folder / value).is_file() else find_recipe(value)
-    if path.read_text(encoding="utf-8").rstrip().endswith("\nnull"):
-        return None  # adapter/none.yaml
-    return _nested(read_yaml(path), path.parent)
-
-
 def override(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """``--dotted.key value`` (or ``=value``, or ``+=value`` to append to a list) laid over a recipe.
 
@@ -231,7 +209,7 @@ def override(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        config = _put(config, _path(key.removesuffix("+")), _nested(value, Path.cwd()), append=key.endswith("+"))
+        config = _put(config, _path(key.removesuffix("+")), nested(value, Path.cwd()), append=key.endswith("+"))
     return config
 
 
