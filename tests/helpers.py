@@ -6,12 +6,25 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging
 
-WORDS = (
+TEXT = (
     "the sun is warm and a blue whale sings in deep water while old trains carry coal to the north where seven painters mix "
     "red green yellow colour on paper for a letter about cheese bread apples music rivers stones light winter summer gardens"
-).split()
+)
+WORDS = TEXT.split()
+logging.disable_progress_bar()
 
 
 def sentence(index: int, length: int = 6) -> str:

@@ -102,7 +102,16 @@ class Steps(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, samples: Samples, shape: str, batch_size: int, micro_batch: int | None, seed: int, rank: int = 0, world: int = 1, shuffle: bool = True, drop_last: bool = False
+        self,
+        samples: Samples,
+        shape: str,
+        batch_size: int,
+        micro_batch: int | None,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = False,
     ) -> None:
         self.samples, self.shape, self.batch_size, self.micro_batch, self.seed = samples, shape, batch_size, micro_batch, seed
         self.rank, self.world, self.shuffle, self.drop_last = rank, world, shuffle, drop_last
@@ -243,7 +252,7 @@ class ShardData(L.LightningDataModule):
         sets = [ShardSet(place).verify() for place in ([places] if isinstance(places, str) else places)]
         for found in sets:
             if found.shape != self.shape:
-                raise UsageError(f"shards {found.path} are of shape {found.shape}, and {type(self).__name__} reads {self.shape}; use the data module of that shape")
+                raise UsageError(f"shards {found.path} are of shape {found.shape}; {type(self).__name__} reads {self.shape}: use the data module of that shape")
         module = self.trainer.lightning_module
         if not hasattr(module, "tokenizer") or not hasattr(module, "tokens"):
             raise UsageError(f"{type(self).__name__} needs a module with `tokenizer` and `tokens`, and {type(module).__name__} has none")

@@ -151,7 +151,7 @@ class ShardSet:
         if not self.path.is_dir():
             raise UsageError(f"shards {self.path}: no such folder; `speedlit shard SOURCE --to {self.path}` makes one")
         if not (self.path / MANIFEST).is_file():
-            raise UsageError(f"shards {self.path}: no {MANIFEST} in it, so it is not a finished shard set; write it again with `speedlit shard SOURCE --to {self.path}`")
+            raise UsageError(f"shards {self.path}: there is no {MANIFEST}, so the set is not finished; write it with `speedlit shard SOURCE --to {self.path}`")
         found = read_json(self.path / MANIFEST)
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise UsageError(f"{self.path / MANIFEST} is of another version; write the shards again with `speedlit shard`")

@@ -45,9 +45,9 @@ class TokenContract:
             raise UsageError(f"tokens.pooling is {self.pooling!r}; choose among {', '.join(POOLINGS)}")
         if self.max_length < 4:
             raise UsageError(f"tokens.max_length is {self.max_length}; it must be at least 4")
-        for name, text, slot in (("template", self.template, "{prompt}"), ("query_template", self.query_template, "{text}"), ("document_template", self.document_template, "{text}")):
-            if slot not in text:
-                raise UsageError(f"tokens.{name} is {text!r}; it must hold {slot}")
+        for name, slot in (("template", "{prompt}"), ("query_template", "{text}"), ("document_template", "{text}")):
+            if slot not in getattr(self, name):
+                raise UsageError(f"tokens.{name} is {getattr(self, name)!r}; it must hold {slot}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields, for ``speedlit.json`` and checkpoints."""

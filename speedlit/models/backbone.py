@@ -20,6 +20,7 @@ from speedlit.models.quiet import quiet
 
 PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tokenizer_config.json")
 CARD = "speedlit.json"
 OPTIONAL_KEYS = ("pooler", "position_ids")  # weights that an embedder doesn't read
 
@@ -72,17 +73,17 @@ class Backbone:
         """
         place, adapters = self.chain()
         if quantization is not None and adapters:
-            raise UsageError("backbone.adapters can't be merged into a quantized base: merge and save them first (`speedlit export --format merged`), or train with LoRA")
+            raise UsageError("backbone.adapters can't be merged into a quantized base: save them merged first (`speedlit export --format merged`), or use LoRA")
         headed = head or any(made_with_head(adapter) for adapter in adapters)
         model = load_weights(place, headed, self, quantization)
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # we pool ourselves, and weights without a gradient upset adapters and ddp
         for adapter in adapters:
             if headed and not head and not made_with_head(adapter):
                 model, headed = model.base_model, False  # an embedder's adapter names the layers of the network without head
             model = merge_adapter(model, adapter)
         if headed and not head:
             model = model.base_model
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # we pool ourselves, and weights without a gradient upset adapters and ddp
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
@@ -171,7 +172,7 @@ def load_tokenizer(place: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     quiet()
-    if Path(place).is_dir() and not any((Path(place) / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "tokenizer_config.json")):
+    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in TOKENIZERS):
         raise UsageError(f"model folder {place} has no tokenizer (tokenizer.json); copy the base model's tokenizer files into it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
@@ -302,9 +303,9 @@ def probe_attention(model: Any, attention: str) -> None:
             one, two = hidden_states(model, ids, mask)[:, 1].float(), hidden_states(model, other, mask)[:, 1].float()
             noticed = ((one - two).abs().amax(-1) > 1e-6 * one.abs().amax(-1)).tolist()
             if noticed != [attention == "bidirectional"] * 2:
-                kind, found = model.config.model_type, "sees" if any(noticed) else "doesn't see"
+                found, where = "sees" if any(noticed) else "doesn't see", " where rows are padded" if real < 8 else ""
                 raise SpeedlitError(
-                    f"backbone.attention is {attention}, but in this {kind} model a token {found} those after it{' where rows are padded' if real < 8 else ''}; "
+                    f"backbone.attention is {attention}, but in this {model.config.model_type} model a token {found} those after it{where}; "
                     "choose the other attention, or another attn_implementation"
                 )
     finally:

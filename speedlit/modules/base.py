@@ -188,7 +188,8 @@ class SpeedModule(L.LightningModule):
         still = [name for name in self._fresh if name in weights and not weights[name].detach().any()]
         wild = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
         if (still or wild) and not str(self.trainer.precision).startswith("16"):  # fp16 may skip its first steps
-            raise SpeedlitError(f"after step 1 {len(still)} adapters have not moved and {len(wild)} are not finite, such as {(still + wild)[0]}; check adapter.targets")
+            counts = f"{len(still)} adapters have not moved and {len(wild)} are not finite"
+            raise SpeedlitError(f"after step 1 {counts}, such as {(still + wild)[0]}; check adapter.targets")
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable weights (no decay on vectors such as norms and biases) and its schedule."""
@@ -231,7 +232,7 @@ class SpeedModule(L.LightningModule):
         """Leave frozen weights out; put the token contract in."""
         trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
-        checkpoint["speedlit"] = {"module": type(self).__name__, "tokens": self.tokens.to_json(), "base": self.backbone.name, "adapters": list(self.backbone.adapters)}
+        checkpoint["speedlit"] = {"module": type(self).__name__, "tokens": self.tokens.to_json(), "base": self.backbone.name}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other weights or of another token contract.
@@ -243,7 +244,8 @@ class SpeedModule(L.LightningModule):
             trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
             lost = trained - set(checkpoint["state_dict"])
             if lost:
-                raise UsageError(f"the checkpoint lacks {len(lost)} of the trained weights, such as {min(lost)}: it belongs to another model or adapter; start in another folder")
+                what = f"{len(lost)} of the trained weights, such as {min(lost)}"
+                raise UsageError(f"the checkpoint lacks {what}: it belongs to another model or adapter; start in another folder")
         found = checkpoint.get("speedlit", {}).get("tokens")
         if found is not None and TokenContract.from_json(found) != self.tokens:
             raise UsageError("the checkpoint was trained with another token contract (model.init_args.tokens); start in another folder or put it back")
@@ -274,4 +276,5 @@ def check_head(model: Any) -> None:
     theirs = model(input_ids=ids).logits.float()
     model.train(training)
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
-        raise SpeedlitError(f"the logits of a {model.config.model_type} model are not just hidden states times its head (soft-capped or scaled); this module can't train it yet")
+        kind = model.config.model_type
+        raise SpeedlitError(f"the logits of a {kind} model are not just hidden states times its head (soft-capped or scaled); this module can't train it yet")

@@ -19,11 +19,11 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from speedlit.data.tokens import TokenContract
-from speedlit.errors import UsageError
+from speedlit.errors import SpeedlitError, UsageError
 from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
-from speedlit.pipeline.config import merge, nested, suggestion, tidy
+from speedlit.pipeline.config import merge, nested, suggestion
 from speedlit.strategies import strategy
 
 # Short names in recipes; any importable class may be named by its full path instead.
@@ -95,8 +95,30 @@ def make(config: dict[str, Any], parser: type[Parser] = Parser) -> Parser:
         raise UsageError("\n".join(mistakes))
     try:
         return parser(config)
-    except ArgumentError as error:
-        raise UsageError(f"recipe: {tidy(str(error))}") from error
+    except (ArgumentError, ValueError, TypeError, ImportError) as error:
+        raise ours(error) or UsageError(f"recipe: {reason(str(error))}") from error
+
+
+def ours(error: BaseException | None) -> SpeedlitError | None:
+    """The error of ours that the parser has wrapped in its own."""
+    while error is not None and not isinstance(error, SpeedlitError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def reason(message: str) -> str:
+    """Key, value and expectation out of the parser's many lines, in one sentence."""
+    keys = list(re.finditer(r'key "([^"]+)"', message))
+    tail = message[keys[-1].end() :] if keys else message
+    value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value.*)?$", tail, re.MULTILINE)
+    before = tail[: value.start()] if value else tail
+    wanted = [a or b for a, b in re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", before)]
+    wanted = [name for name in dict.fromkeys(wanted) if name != "NoneType" or len(set(wanted)) == 1]
+    if not keys or not wanted:
+        lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+        start = next((i + 1 for i, line in enumerate(lines) if line == "Errors:"), 0)
+        return lines[start][:300] if lines else message
+    return f"{'.'.join(k[1] for k in keys)} is {value[1][:80] if value else 'wrong'}; expected {' or '.join(wanted)}"
 
 
 def quiet() -> None:
@@ -153,7 +175,8 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
         out += _strangers(arguments.get(name), kind.__dataclass_fields__, f"model.init_args.{name}.")
     adapter = arguments.get("adapter")
     if isinstance(adapter, dict):
-        out += _block(adapter, "model.init_args.adapter") if "class_path" in adapter else _strangers(adapter, QLoRA.__dataclass_fields__, "model.init_args.adapter.")
+        place = "model.init_args.adapter"
+        out += _block(adapter, place) if "class_path" in adapter else _strangers(adapter, QLoRA.__dataclass_fields__, f"{place}.")
     return out
 
 
@@ -170,7 +193,8 @@ def _block(block: Any, name: str) -> list[str]:
     except (ImportError, AttributeError) as error:
         return [*out, f"recipe: {name}.class_path {block['class_path']} can't be imported: {error}"]
     if found is None:
-        return [*out, f"recipe: {name}.class_path is {block['class_path']!r}; {suggestion(block['class_path'], list(SHORT))}, or a full path such as package.module.Class"]
+        hint = suggestion(block["class_path"], list(SHORT))
+        return [*out, f"recipe: {name}.class_path is {block['class_path']!r}; {hint} (or a full path such as package.module.Class)"]
     parameters = inspect.signature(found.__init__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return out
@@ -215,8 +239,9 @@ def override(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
 
 def _path(key: str) -> list[str]:
     parts = key.split(".")
-    if parts[0] in ("model", "data", "optimizer") and len(parts) > 1 and parts[1] not in ("init_args", "class_path"):
-        parts.insert(1, "init_args")
+    for index in range(len(parts) - 1, 0, -1):
+        if parts[index - 1] in ("model", "data", "optimizer", "adapter") and parts[index] not in ("init_args", "class_path"):
+            parts.insert(index, "init_args")
     return parts
 
 
