@@ -58,19 +58,32 @@ class Backend(Protocol):
 
 @dataclass
 class Ledger:
-    """What a stage did: calls, tokens, accepted, rejected by reason. Ends up in the manifest and in summary.json."""
+    """What a stage did. Ends up in the manifest and in summary.json.
+
+    Attributes:
+        calls: answers of the teacher, ``cached`` of them out of the journal.
+        generated: answers of local models.
+        tokens_in: tokens of all prompts, ``tokens_out`` of all answers.
+        accepted: records that passed.
+        rejected: refused items by reason.
+        notes: other figures of the stage.
+    """
 
     calls: int = 0
     cached: int = 0
+    generated: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def reply(self, reply: Reply) -> None:
-        """Count one reply's call and tokens."""
-        self.calls += 1
+    def reply(self, reply: Reply, role: str = "teacher") -> None:
+        """Count one reply and its tokens."""
+        if role == "teacher":
+            self.calls += 1
+        else:
+            self.generated += 1
         self.cached += reply.cached
         self.tokens_in += reply.tokens_in
         self.tokens_out += reply.tokens_out
@@ -82,7 +95,7 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for the manifest."""
         return {
-            **{k: getattr(self, k) for k in ("calls", "cached", "tokens_in", "tokens_out", "accepted", "notes")},
+            **{k: getattr(self, k) for k in ("calls", "cached", "generated", "tokens_in", "tokens_out", "accepted", "notes")},
             "rejected": dict(sorted(self.rejected.items())),
         }
 

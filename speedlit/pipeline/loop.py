@@ -199,6 +199,8 @@ def outcome(ctx: Context) -> str:
         words.append(f"{sum(ledger.rejected.values())} rejected")
     if ledger.calls:
         words.append(f"{ledger.calls} calls" + (f" ({ledger.cached} from the journal)" if ledger.cached else ""))
+    if ledger.generated:
+        words.append(f"{ledger.generated} generated")
     return ", ".join(words) or "done"
 
 

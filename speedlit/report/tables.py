@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,34 +27,46 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     return out
 
 
+COUNTED = ("calls", "generated", "tokens_in", "tokens_out")
+SOURCES = ("junior", "control", "senior", "refined", "teacher", "best")
+CHECKS = ("valid", "ontask", "length", "relevant", "hn_ok", "hn_hard", "nocopy", "plausible", "good", "score")
+
+
+def ordered(names: Iterable[str], known: tuple[str, ...]) -> list[str]:
+    """Names in the order of ``known`` (by their first word), then the others."""
+    place = {name: i for i, name in enumerate(known)}
+    return sorted(names, key=lambda name: (place.get(name.split()[0], len(known)), name))
+
+
 def stage_table(stages: dict[str, Any]) -> Table:
     """Seconds, calls, tokens, accepted and rejected of each finished stage."""
     rows = []
     for name, s in stages.items():
         rejected = sum(s["rejected"].values())
         why = ", ".join(f"{k} {v}" for k, v in sorted(s["rejected"].items(), key=lambda kv: -kv[1])[:3])
-        rows.append(
-            [name, f"{s['seconds']:.1f}", number(s["calls"]), number(s["tokens_in"]), number(s["tokens_out"]), number(s["accepted"]), number(rejected), why]
-        )
-    total = sum(s["seconds"] for s in stages.values())
-    rows.append(["all", f"{total:.1f}", *(number(sum(s[k] for s in stages.values())) for k in ("calls", "tokens_in", "tokens_out")), "", "", ""])
-    return Table("stages", ["stage", "seconds", "calls", "tokens in", "tokens out", "accepted", "rejected", "most for"], rows)
+        figures = (number(s[key]) for key in COUNTED)
+        rows.append([name, f"{s['seconds']:.1f}", *figures, number(s["accepted"]), number(rejected), why])
+    sums = (number(sum(s[key] for s in stages.values())) for key in COUNTED)
+    rows.append(["all", f"{sum(s['seconds'] for s in stages.values()):.1f}", *sums, "", "", ""])
+    head = ["stage", "seconds", "teacher calls", "generated", "tokens in", "tokens out", "accepted", "rejected", "most for"]
+    return Table("stages", head, rows)
 
 
 def quality_table(quality: dict[str, Any]) -> Table:
     """Each check of each generator's records on the held-out prompts."""
-    names = list(next(iter(quality["sources"].values())))
-    rows = [[name, *(bracket(cells[source][name]) for cells in [quality["sources"]] for source in quality["sources"])] for name in names]
+    sources = ordered(quality["sources"], SOURCES)
+    names = ordered(quality["sources"][sources[0]], CHECKS)
+    rows = [[name, *(bracket(quality["sources"][source][name]) for source in sources)] for name in names]
     note = f"{quality['prompts']} held-out prompts in {quality['cells']} held-out cells, {quality['samples']} answer(s) each; mean [95 % cluster bootstrap over cells]"
     revisor = quality["revisor"]
     if revisor["fix_rate"] is not None and revisor["break_rate"] is not None:
         note += f". Revisor: fixes {revisor['fix_rate']:.3f} of {revisor['bad']} bad records, breaks {revisor['break_rate']:.3f} of {revisor['good']} good ones"
-    return Table("record quality", ["check", *quality["sources"]], rows, note)
+    return Table("record quality", ["check", *sources], rows, note)
 
 
 def difference_table(quality: dict[str, Any]) -> Table:
     """Paired differences between generators, with the verdict."""
-    names = list(next(iter(quality["sources"].values())))
+    names = ordered(next(iter(quality["sources"].values())), CHECKS)
     head = ["check", *(f"{d['of']} - {d['over']}" for d in quality["differences"])]
     rows = [[name, *(verdict(d[name]) for d in quality["differences"])] for name in names]
     return Table(
@@ -67,13 +80,13 @@ def difference_table(quality: dict[str, Any]) -> Table:
 def embedder_table(embedders: dict[str, Any]) -> Table:
     """mteb main scores, in points of 100."""
     tasks = embedders["tasks"]
+    sources = {name: embedders["sources"][name] for name in ordered(embedders["sources"], SOURCES)}
     rows = [["untrained", *(f"{100 * embedders['models']['untrained'][t]:.1f}" for t in tasks)]]
-    for source, cells in embedders["sources"].items():
+    for source, cells in sources.items():
         rows.append([f"{source} data", *(bracket(cells[t], 100, 1) for t in tasks)])
-    for source, cells in embedders["sources"].items():
-        rows += [
-            [f"{source} - {other.removeprefix('over ')}", *(verdict(cells[other][t], 100, 1) for t in tasks)] for other in cells if other.startswith("over ")
-        ]
+    for source, cells in sources.items():
+        for other in (key for key in cells if key.startswith("over ")):
+            rows.append([f"{source} - {other.removeprefix('over ')}", *(verdict(cells[other][t], 100, 1) for t in tasks)])
     if not embedders["sources"]:
         rows.append(["embedder", *(f"{100 * embedders['models']['embedder'][t]:.1f}" for t in tasks)])
     return Table(

@@ -32,7 +32,7 @@ def ask(ctx: Context, role: str, requests: Sequence[Request], label: str) -> Ite
     pairs = _ask_teacher(ctx, requests) if role == "teacher" else _ask_local(ctx, role, requests)
     with Progress(label, _share(ctx, role, len(requests)), "answers") as progress:
         for request, reply in pairs:
-            ctx.ledger.reply(reply)
+            ctx.ledger.reply(reply, role)
             progress.advance()
             yield request, reply
 
