@@ -1,11 +1,13 @@
 """Score the embedder with mteb while it trains: ``mteb/<task>`` and ``mteb/mean`` for loggers, checkpoints and early stopping.
 
 The training run is the same with and without it: modes, dtypes and random generators are put back after every look, so the
-loss trace does not change by a bit. A failing task is reported and leaves the training alone.
+loss trace does not change by a bit. A failing task is reported and leaves the training alone. Every look is also a line of
+``mteb.jsonl`` beside the run: step, scores, failures, seconds, share of the time.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -111,7 +113,8 @@ class MTEB(L.Callback):
         self.seconds += time.monotonic() - start
         self.history.append((step, scores))
         self._log(trainer, step, scores)
-        self._tell(trainer, step, scores, failures, time.monotonic() - start)
+        if trainer.is_global_zero:
+            self._tell(trainer, step, scores, failures, time.monotonic() - start)
         return scores
 
     def _log(self, trainer: L.Trainer, step: int, scores: Mapping[str, float]) -> None:
@@ -125,15 +128,18 @@ class MTEB(L.Callback):
             logger.log_metrics(metrics, step=step)
 
     def _tell(self, trainer: L.Trainer, step: int, scores: Mapping[str, float], failures: Mapping[str, str], seconds: float) -> None:
-        """One line for a person, and one per failed task."""
-        if not trainer.is_global_zero:
-            return
+        """One line for a person and one per failed task; the same as a line of ``mteb.jsonl`` in the trainer's root folder."""
         share = self.seconds / max(time.monotonic() - self._started, 1e-9)
         found = ", ".join(f"{task} {score:.4f}" for task, score in scores.items()) or "no task succeeded"
         mean = f", mean {sum(scores.values()) / len(scores):.4f}" if len(scores) > 1 else ""
         print(f"  mteb at step {step}: {found}{mean} ({seconds:.1f} s; {share:.0%} of the time so far)", file=sys.stderr, flush=True)
         for task, reason in failures.items():
             print(f"  mteb at step {step}: {task} failed: {reason}; training goes on", file=sys.stderr, flush=True)
+        row = {"step": step, "scores": dict(scores), "failures": dict(failures), "seconds": round(seconds, 2), "share": round(share, 4)}
+        path = Path(trainer.default_root_dir) / "mteb.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, sort_keys=True) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """Scores so far, for a resumed run."""
