@@ -37,8 +37,8 @@ def run(argv: Sequence[str]) -> int:
     names, words, show = _split(words)
     if not names:
         raise UsageError(f"speedlit {command} needs --config NAME|FILE, for instance --config fit/junior; `speedlit list` shows the recipes")
-    from speedlit.pipeline.config import merge, read_recipe
     from speedlit.pipeline.recipe import override
+    from speedlit.pipeline.yamlfiles import merge, read_recipe
 
     config: dict[str, Any] = {}
     for name in names:

@@ -23,7 +23,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
-from speedlit.pipeline.config import merge, nested, suggestion
+from speedlit.pipeline.yamlfiles import merge, nested, suggestion
 from speedlit.strategies import strategy
 
 # Short names in recipes; any importable class may be named by its full path instead.

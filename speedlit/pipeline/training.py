@@ -13,8 +13,8 @@ from typing import Any
 
 from speedlit.context import Context
 from speedlit.errors import SpeedlitError
-from speedlit.pipeline.config import fit_recipe, merge
 from speedlit.pipeline.workers import in_processes
+from speedlit.pipeline.yamlfiles import fit_recipe, merge
 from speedlit.records import Preference, Prompt, Record, Revision, read_rows
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from speedlit.errors import UsageError
-from speedlit.pipeline.config import RECIPES, find_recipe, fit_recipe, merge, parse, read_yaml, shipped
+from speedlit.pipeline.config import parse
+from speedlit.pipeline.yamlfiles import RECIPES, find_recipe, fit_recipe, merge, read_yaml, shipped
 
 
 def write(tmp_path: Path, text: str) -> str:

@@ -1,0 +1,123 @@
+"""Recipes by name or path: YAML files, nested files, one laid over another, and the words for what is wrong in them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from speedlit.errors import UsageError
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs"
+
+
+def shipped() -> dict[str, Path]:
+    """Every shipped recipe by the name it resolves under (``demo``, ``fit/junior``)."""
+    return {str(p.relative_to(RECIPES).with_suffix("")): p for p in sorted(RECIPES.rglob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file behind ``--config``: a path, else a shipped recipe's name.
+
+    Raises:
+        UsageError: neither exists; names the nearest shipped recipes.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    recipes = shipped()
+    stem = name.removeprefix("configs/").removesuffix(".yaml")
+    if stem in recipes:
+        return recipes[stem]
+    if path.is_dir():
+        raise UsageError(f"--config {name} is a folder; name a YAML file in it")
+    near = difflib.get_close_matches(stem, recipes, n=3) or [r for r in recipes if "/" not in r]
+    raise UsageError(f"--config {name}: no such file and no shipped recipe of that name; near it: {', '.join(near)} (`speedlit list` shows all)")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        UsageError: unreadable, not YAML (names line and column), or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UsageError(f"{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds {'nothing' if value is None else type(value).__name__}, not a mapping of keys to values")
+    return value
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``; mappings merge key by key, anything else is replaced. A changed ``class_path`` replaces its block."""
+    if "class_path" in over and over["class_path"] != base.get("class_path", over["class_path"]):
+        return dict(over)
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe by path or shipped name, with nested files (``trainer: ../trainer/cpu.yaml``) read in."""
+    path = find_recipe(name)
+    found = nested(read_yaml(path), path.parent)
+    assert isinstance(found, dict)
+    return found
+
+
+def nested(value: Any, folder: Path) -> Any:
+    """Names of YAML files replaced by their content; a name is relative to the file it stands in, or a shipped recipe's."""
+    if isinstance(value, dict):
+        return {key: nested(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [nested(item, folder) for item in value]
+    if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
+        return value
+    path = folder / value if (folder / value).is_file() else find_recipe(value)
+    if path.read_text(encoding="utf-8").rstrip().endswith("\nnull"):
+        return None  # adapter/none.yaml
+    return nested(read_yaml(path), path.parent)
+
+
+def fit_recipe(training: dict[str, Any]) -> dict[str, Any]:
+    """The fit config of a training stage: the recipe (its nested files read in) with ``set`` laid over it."""
+    recipe = read_recipe(training["recipe"]) if training["recipe"] else {}
+    return merge(recipe, training["set"])
+
+
+def tidy(message: str) -> str:
+    """Key and reason out of a parser's several lines, in one sentence."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    key = re.search(r'key "([^"]+)"', message)
+    reason = next((line for line in reversed(lines) if "xpected" in line or "not" in line), lines[-1] if lines else message)
+    reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace(". Got value:", " but got")
+    return (f"{key.group(1)}: {reason}" if key else reason)[:400]
+
+
+def suggestion(key: str, known: Sequence[str], prefix: str = "") -> str:
+    """What the writer of ``key`` may have meant."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}"
+
+
+def unknown_keys(values: dict[str, Any], known: dict[str, Any], where: str, prefix: str = "") -> list[str]:
+    """One line per key that the schema doesn't have, each with the nearest that it has."""
+    out: list[str] = []
+    for key, value in values.items():
+        if key not in known:
+            hint = suggestion(str(key), list(known), prefix)
+            out.append(f"{where}: unknown key `{prefix}{key}`; {hint}")
+        elif isinstance(value, dict) and isinstance(known[key], dict) and known[key] and key != "set":
+            out += unknown_keys(value, known[key], where, f"{prefix}{key}.")
+    return out
