@@ -24,9 +24,8 @@ demo: .venv/.installed  ## the complete SPEED loop in miniature, offline; figure
 test: .venv/.installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-lint: .venv/.installed  ## ruff and mypy
+lint: .venv/.installed  ## ruff
 	$(BIN)/ruff check speedlit callbacks tests scripts
-	$(BIN)/mypy speedlit
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -15,7 +15,8 @@ def run(argv: list[str]) -> int:
     """Parse the words after ``run``, run the loop, print its tables."""
     parser = argparse.ArgumentParser(
         prog="speedlit run",
-        description="Run the SPEED loop: topics tasks seed junior candidates preferences senior revisions revisor synthesis refinement dataset embedder evaluation report.",
+        description="Run the SPEED loop: topics tasks seed junior candidates preferences senior revisions revisor "
+        "synthesis refinement dataset embedder evaluation report.",
         epilog="Any key of the config can be overridden: --counts.seed 100. Example: speedlit run --config demo --root runs/demo",
         allow_abbrev=False,
     )

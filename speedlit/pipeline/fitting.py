@@ -51,10 +51,13 @@ def fit(config: dict[str, Any], out: Path | str, *, progress: bool = True) -> di
     add_callbacks(cli.trainer, progress, out.name)
     clock = next(c for c in cli.trainer.callbacks if isinstance(c, Metrics))
     run_fit(cli, out / "checkpoints" / "last.ckpt")
-    model = cli.model.save_model(out / "model")
+    model = out / "model"
+    if cli.trainer.is_global_zero:
+        cli.model.save_model(model)
     final = {**getattr(cli.model, "figures", {}), **{name: float(value) for name, value in cli.trainer.callback_metrics.items()}}
     result = {"steps": cli.trainer.global_step, "seconds": round(clock.seconds, 3), "final": final, "model": str(model)}
-    write_json(out / RESULT, result)
+    if cli.trainer.is_global_zero:
+        write_json(out / RESULT, result)
     return result
 
 

@@ -34,6 +34,7 @@ def lazily(module: str) -> Callable[[Context], None]:
 SYNTH = "speedlit.synthesis.stages."
 TRAIN = "speedlit.pipeline."
 TEACHER = ("teacher.model", "teacher.temperature", "teacher.max_tokens", "teacher.embedded", "seed", "prompts")
+COMPARED = ("counts.candidates", "counts.test_samples", "control", "comparison.sources")
 SAMPLING = ("sampling.temperature", "sampling.top_p", "sampling.max_tokens", "sampling.batch_size", "sampling.dtype", "seed")
 
 
@@ -49,7 +50,7 @@ def stages() -> dict[str, Stage]:
         ("senior", ("tasks", "junior", "candidates", "preferences"), ("senior", "control", "base", "seed"), TRAIN + "training.senior", False),
         ("revisions", ("tasks", "candidates"), ("counts.revisions", "revision", *TEACHER), SYNTH + "revisions", True),
         ("revisor", ("tasks", "revisions"), ("revisor", "revision", "base", "seed", "prompts"), TRAIN + "training.revisor", False),
-        ("synthesis", ("tasks", "junior", "senior"), ("counts.candidates", "counts.test_samples", "control", "comparison.sources", *SAMPLING), SYNTH + "synthesis", True),
+        ("synthesis", ("tasks", "junior", "senior"), (*COMPARED, *SAMPLING), SYNTH + "synthesis", True),
         ("refinement", ("tasks", "synthesis", "revisor"), ("revision", "revise_fields", "prompts", *SAMPLING), SYNTH + "refinement", True),
         (
             "dataset",

@@ -57,7 +57,8 @@ def quality_table(quality: dict[str, Any]) -> Table:
     sources = ordered(quality["sources"], SOURCES)
     names = ordered(quality["sources"][sources[0]], CHECKS)
     rows = [[name, *(bracket(quality["sources"][source][name]) for source in sources)] for name in names]
-    note = f"{quality['prompts']} held-out prompts in {quality['cells']} held-out cells, {quality['samples']} answer(s) each; mean [95 % cluster bootstrap over cells]"
+    note = f"{quality['prompts']} held-out prompts in {quality['cells']} held-out cells, {quality['samples']} answer(s) each; "
+    note += "mean [95 % cluster bootstrap over cells]"
     revisor = quality["revisor"]
     if revisor["fix_rate"] is not None and revisor["break_rate"] is not None:
         note += f". Revisor: fixes {revisor['fix_rate']:.3f} of {revisor['bad']} bad records, breaks {revisor['break_rate']:.3f} of {revisor['good']} good ones"
