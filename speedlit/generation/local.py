@@ -1,8 +1,8 @@
 """Batched sampling from a trained model folder, with the interface of the HTTP client.
 
-Every sample has random numbers of its own, drawn from a generator keyed by (request id, sample index, seed), one for each new token;
-a token is the one whose share of the cumulated probability covers its number. So a sample does not depend on what else is in its
-batch, on the order of work or on the number of processes (up to rounding: batches of the same requests give the same bits).
+Tokens are drawn by the Gumbel-max rule. The noise is a hash of (request id, sample index, seed), the step and the token, so a sample
+does not depend on what else is in its batch, on the order of work or on the number of processes (but for rounding: the same batch
+gives the same bits).
 
 The decode loop is written out because it is faster than ``generate`` for small models: equal prompts are read once, the cache grows
 in place, and finished rows leave the batch.
@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -37,11 +36,12 @@ from speedlit.models.folder import load_folder
 WINDOW = 1024  # requests that are sorted by length together
 GROW = 32  # token places that are added to a cache at a time
 COMPACT = 0.75  # finished rows leave once fewer than this share is alive
+GOLDEN, MIX_1, MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # SplitMix64's constants, signed
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample to draw: prompt token ids, the key of its random numbers, and how it is drawn."""
+    """One sample to draw: prompt token ids, the key of its noise (64 bits, signed), and how it is drawn."""
 
     ids: tuple[int, ...]
     key: int
@@ -54,7 +54,7 @@ class Row:
         """The row of a request whose prompt has these token ids."""
         s = request.sampling
         digest = hashlib.sha256(f"{request.id}:{request.index}:{s.seed}".encode()).digest()
-        return cls(tuple(ids), int.from_bytes(digest[:16], "big"), s.temperature, s.top_p, s.max_tokens)
+        return cls(tuple(ids), int.from_bytes(digest[:8], "big", signed=True), s.temperature, s.top_p, s.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,13 @@ class Writer:
         """Draw one sample per row; all rows share temperature, top_p and token limit."""
         way, longest = rows[0], max(len(row.ids) for row in rows)
         steps = max(min(way.max_tokens, self.limit - longest), 1)
-        chance = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(row.key)).random(steps) for row in rows])).to(self.device)
+        keys = torch.tensor([row.key for row in rows], device=self.device)
         cache, mask, logits = self._read(rows, longest)
         out = torch.full((len(rows), steps), -1, dtype=torch.long, device=self.device)
         where = torch.arange(len(rows), device=self.device)  # batch place -> row
         alive = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         for step in range(steps):
-            token = pick(logits, chance[where, step], way.temperature, way.top_p)
+            token = pick(logits, keys[where], step, way.temperature, way.top_p)
             out[where[alive], step] = token[alive]
             alive &= ~torch.isin(token, self.stops)
             count = int(alive.sum())
@@ -238,25 +238,50 @@ class Writer:
         return Drawn(text, end + stopped, "stop" if stopped else "length")
 
 
-def pick(logits: torch.Tensor, chance: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+def pick(logits: torch.Tensor, keys: torch.Tensor, step: int, temperature: float, top_p: float) -> torch.Tensor:
     """The next token of each row.
 
     Args:
         logits: [rows, vocabulary].
-        chance: one number in [0, 1) per row, float64.
+        keys: the rows' keys, int64.
+        step: how many tokens were drawn before.
         temperature: 0 takes the most likely token.
         top_p: only the most likely tokens that together reach this probability can be drawn.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits.double() / temperature, -1)
+    logits = logits.float() / temperature
     if top_p < 1:
-        ranked, order = probabilities.sort(-1, descending=True, stable=True)
-        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ranked)
-    cumulated = probabilities.cumsum(-1)
-    target = (chance * cumulated[:, -1])[:, None]
-    return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        ranked, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+        probabilities = torch.softmax(ranked, -1)
+        ranked = ranked.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, -torch.inf)
+        logits = torch.empty_like(logits).scatter_(-1, order, ranked)
+    return (logits + gumbel(keys, step, logits.shape[-1])).argmax(-1)
+
+
+def gumbel(keys: torch.Tensor, step: int, size: int) -> torch.Tensor:
+    """Standard Gumbel noise [rows, size] as a function of (key, step, column): SplitMix64, 24 bits of it, in place for speed."""
+    start = _mix(keys + _signed(step * GOLDEN))
+    bits = _mix(start[:, None] + torch.arange(size, device=keys.device) * GOLDEN)
+    uniform = bits.bitwise_right_shift_(40).float().add_(2.0**23 + 0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finisher on int64, in place; shifts are made logical by a mask."""
+    shifted = torch.empty_like(z)
+    for shift, factor in ((30, MIX_1), (27, MIX_2), (31, 1)):
+        torch.bitwise_right_shift(z, shift, out=shifted)
+        shifted.bitwise_and_((1 << (64 - shift)) - 1)
+        z.bitwise_xor_(shifted)
+        if factor != 1:
+            z.mul_(factor)
+    return z
+
+
+def _signed(value: int) -> int:
+    """``value`` as a two's complement number of 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 class GrowingLayer(DynamicLayer):
