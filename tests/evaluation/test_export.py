@@ -15,11 +15,11 @@ from speedlit.export import export, sample_texts
 from speedlit.models.adapter import LoRA
 from speedlit.models.backbone import Backbone
 from speedlit.models.folder import save_folder
-from tests.helpers import tiny_bert, tiny_llama
+from tests.helpers import tiny_bert, tiny_llama, tiny_mistral
 
 SHAPES = {
     "llama-last": (tiny_llama, "causal", TokenContract(pooling="last", max_length=64)),
-    "llama-both-ways": (tiny_llama, "bidirectional", TokenContract(pooling="mean", max_length=64, eos=False)),
+    "mistral-both-ways": (tiny_mistral, "bidirectional", TokenContract(pooling="weighted_mean", max_length=64, eos=False)),  # has a sliding window
     "bert-mean": (tiny_bert, "bidirectional", TokenContract(pooling="mean", max_length=64, query_template="{text}")),
 }
 
@@ -39,9 +39,11 @@ def trained(folder: Path, shape: str, lora: bool, role: str = "embedder") -> Pat
     return save_folder(model.eval(), backbone.tokenizer(), folder / "fit" / "model", role=role, backbone=backbone, tokens=tokens)
 
 
+KINDS = [("llama-last", True), ("llama-last", False), ("bert-mean", True), ("bert-mean", False), ("mistral-both-ways", True)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(("shape", "lora"), KINDS)
 def test_sentence_transformers_round_trip(tmp_path, shape, lora):
     model = trained(tmp_path, shape, lora)
     done = export(model, tmp_path / "out", "sentence-transformers")
@@ -64,8 +66,7 @@ def test_sentence_transformers_round_trip(tmp_path, shape, lora):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["llama-both-ways", "bert-mean"])
-@pytest.mark.parametrize("form", ["merged", "adapter"])
+@pytest.mark.parametrize(("shape", "form"), [("mistral-both-ways", "adapter"), ("mistral-both-ways", "merged"), ("bert-mean", "adapter")])
 def test_transformers_and_peft_round_trip(tmp_path, shape, form):
     done = export(trained(tmp_path, shape, lora=True), tmp_path / "out", form)
     assert done["cosine"] >= 0.9999
