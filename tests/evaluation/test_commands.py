@@ -70,8 +70,8 @@ def test_export_mistakes(tmp_path, capsys):
 def test_the_banking_recipe_trains(minilm, evaldata, tmp_path):
     """Two steps of the shipped recipe on its real encoder and real texts; the whole of it takes minutes."""
     from speedlit.files import read_json
-    from speedlit.pipeline.yamlfiles import read_recipe
     from speedlit.pipeline.fitting import fit
+    from speedlit.pipeline.yamlfiles import read_recipe
 
     source = evaldata / "Banking77Classification" / "train.jsonl"
     assert main(["shard", str(source), "--to", str(tmp_path / "data"), "--text", "text", "--label", "label"]) == 0
