@@ -75,7 +75,7 @@ class LocalBackend:
     Args:
         model_folder: a finished stage's ``model`` folder, or any Hugging Face folder.
         batch_size: rows per forward pass.
-        processes: worker processes with one torch thread each; 1 works in this process.
+        processes: worker processes with one torch thread each; 1, or little to do, works in this process.
         dtype: ``float32`` or ``bfloat16``.
         device: such as ``cuda``; None takes a GPU where there is one.
         window: requests that are bucketed by length together; results come in order, window by window.
@@ -97,13 +97,16 @@ class LocalBackend:
             SpeedlitError: a worker died.
         """
         source = iter(requests)
+        windows = iter(lambda: list(itertools.islice(source, self.window)), [])
+        first = list(itertools.islice(windows, 2))
+        parallel = self.processes > 1 and len(first) == 2  # one window is done before the workers have started
         waiting: deque[tuple[list[Request], list[list[int]], list[Result]]] = deque()
-        while True:
-            while len(waiting) < (2 if self.processes > 1 else 1) and (window := list(itertools.islice(source, self.window))):
-                batches = self._buckets(window)
-                waiting.append((window, batches, [self._start([window[i] for i in batch]) for batch in batches]))
-            if not waiting:
-                return
+        for window in itertools.chain(first, windows):
+            batches = self._buckets(window)
+            waiting.append((window, batches, [self._start([window[i] for i in batch], parallel) for batch in batches]))
+            if len(waiting) > parallel:
+                yield from self._collect(*waiting.popleft())
+        while waiting:
             yield from self._collect(*waiting.popleft())
 
     def close(self) -> None:
@@ -121,9 +124,9 @@ class LocalBackend:
             batches += [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         return batches
 
-    def _start(self, batch: list[Request]) -> Result:
+    def _start(self, batch: list[Request], parallel: bool) -> Result:
         """Begin one batch in a worker, or put it off until its result is wanted."""
-        if self.processes == 1:
+        if not parallel:
             if self._writer is None:
                 self._writer = Writer(*self._load)
             return partial(self._writer.write, batch)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +79,44 @@ def test_workers_give_what_one_process_gives_and_leave_nothing_behind(llama: Pat
     wanted = requests(40, 2)
     assert [r.text for r in generate(llama, wanted, processes=2, window=32)] == [r.text for r in generate(llama, wanted, window=32)]
     assert not multiprocessing.active_children()
+
+
+SCRIPT = """
+import multiprocessing, sys
+from tests.generation.test_local import LocalBackend, requests
+if __name__ == "__main__":
+    backend = LocalBackend(sys.argv[1], processes=2, window=8, device="cpu")
+    next(backend.generate(requests(100)))
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    input()
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_run(llama: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen([sys.executable, str(script), str(llama)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stdin is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stdin.close()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(_runs(pid) for pid in workers):
+        time.sleep(0.2)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False
 
 
 def test_ways_of_sampling_can_be_mixed(llama: Path) -> None:
