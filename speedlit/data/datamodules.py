@@ -242,6 +242,15 @@ class ShardData(L.LightningDataModule):
             place = self.validation if self.validation and stage in ("fit", "validate") else self.shards
             self._other[stage] = self.loader(place, shuffle=False)
 
+    def state_dict(self) -> dict[str, int]:
+        """Where the training loader stands. Lightning's own loader state is lost when something asks for the number of steps before it is read."""
+        return self.train.state_dict() if self.train else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on there."""
+        if self.train and state_dict:
+            self.train.load_state_dict(state_dict)
+
     @property
     def rank(self) -> int:
         """Of this process."""
