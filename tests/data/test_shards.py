@@ -49,7 +49,9 @@ def test_rows_get_ids_and_wrong_rows_are_named(tmp_path: Path) -> None:
     row = ShardSet(tmp_path / "s")[0]
     assert set(row) == {"id", "prompt", "completion"}
     assert len(row["id"]) == 16
-    for bad, pattern in (([{"prompt": "a"}], "row 0 has no 'completion'"), ([*ROWS["sft"], {"prompt": 3, "completion": ""}], "row 60: 'prompt' must be text"), ([], "no rows")):
+    wrong = [([{"prompt": "a"}], "row 0 has no 'completion'"), ([], "no rows")]
+    wrong.append(([*ROWS["sft"], {"prompt": 3, "completion": ""}], "row 60: 'prompt' must be text"))
+    for bad, pattern in wrong:
         with pytest.raises(UsageError, match=pattern):
             write_shards(bad, tmp_path / "s", "sft")
     assert len(ShardSet(tmp_path / "s").verify()) == 1  # what was there is untouched

@@ -17,7 +17,8 @@ def test_rows_begin_with_bos_and_end_with_eos_after_truncation(tmp_path: Path, s
     tokenizer = tiny_tokenizer(tmp_path, style)
     tokens = TokenContract(max_length=48)
     text = sentence(3, words)
-    rows = [tokens.encode_text(tokenizer, text), tokens.encode_text(tokenizer, text, "find it"), tokens.encode_pair(tokenizer, text, " " + sentence(5, words))[0]]
+    rows = [tokens.encode_text(tokenizer, text, instruction) for instruction in (None, "find it")]
+    rows.append(tokens.encode_pair(tokenizer, text, " " + sentence(5, words))[0])
     for ids in rows:
         assert ids[0] == 1
         assert ids[-1] == 2

@@ -20,7 +20,8 @@ from speedlit.modules.sft import SFTModule
 from tests.helpers import preference_rows, sft_rows, tiny_llama
 
 COMMON: dict[str, Any] = {
-    "report_to": [], "use_cpu": True, "max_length": None, "gradient_checkpointing": False, "bf16": False, "per_device_train_batch_size": 6, "save_strategy": "no",
+    "report_to": [], "use_cpu": True, "max_length": None, "gradient_checkpointing": False, "bf16": False, "save_strategy": "no",
+    "per_device_train_batch_size": 6,
 }  # fmt: skip
 
 

@@ -1,0 +1,36 @@
+"""A callback that kills its own process, as a power cut would."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import lightning as L
+
+
+class Killer(L.Callback):
+    """kill -9 after so many optimizer steps, or after so many backward passes of this process (in the middle of accumulation)."""
+
+    def __init__(self, after_step: int | None = None, after_backward: int | None = None, before_save: bool = False) -> None:
+        self.after_step, self.after_backward, self.before_save = after_step, after_backward, before_save
+        self.count = 0
+
+    def _kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_after_backward(self, *_: Any) -> None:
+        """In the middle of a step."""
+        self.count += 1
+        if self.count == self.after_backward:
+            self._kill()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Between two steps, before anything is saved."""
+        if trainer.global_step == self.after_step and self.before_save:
+            self._kill()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Between two steps, after what was to be saved."""
+        if trainer.global_step == self.after_step and not self.before_save:
+            self._kill()

@@ -1,0 +1,266 @@
+"""What a step computes: normalisation, the reference of DPO, adapters, precision, and refusals."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speedlit.data import collate
+from speedlit.data.tokens import TokenContract
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.models.adapter import LoRA
+from speedlit.models.backbone import Backbone
+from speedlit.models.folder import load_folder
+from speedlit.modules.base import Schedule
+from speedlit.modules.dpo import DPOModule
+from speedlit.modules.embedding import EmbeddingModule
+from speedlit.pipeline.fitting import fit
+from tests.helpers import contrastive_rows, preference_rows, tiny_bert, tiny_llama
+from tests.modules.recipes import KINDS, in_child, prepare, recipe
+
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("modules"))
+
+
+def metrics(place: Path) -> list[dict[str, float]]:
+    with (place / "metrics.csv").open() as stream:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
+
+
+def exact(root: Path, kind: str, **over: Any) -> dict[str, Any]:
+    """Three steps of plain SGD on all weights, no clipping: the weights show the gradients."""
+    model = {"adapter": None, "clip": None, "schedule": {"kind": "constant"}, **over.pop("model", {})}
+    if kind == "contrastive":
+        model["temperature"] = 0.2  # at 0.02 rounding errors are ten times as large
+    return recipe(root, kind, lora=False, model=model, optimizer=SGD, trainer={"max_epochs": None, "max_steps": 3, **over.pop("trainer", {})}, **over)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_split_into_micro_batches_does_not_matter(root: Path, tmp_path: Path, kind: str) -> None:
+    weights = {}
+    for micro in (None, 1, 3):
+        model = {"recompute": micro == 3, "symmetric": True} if kind == "contrastive" else {}
+        fit(exact(root, kind, data={"micro_batch": micro}, model=model), tmp_path / str(micro), progress=False)
+        weights[micro] = load_file(tmp_path / str(micro) / "model" / "model.safetensors")
+    start = load_file(root / "base" / "model.safetensors")
+    for micro in (1, 3):
+        for name, weight in weights[None].items():
+            assert torch.allclose(weights[micro][name], weight, atol=1e-6), (micro, name)
+    moved = [name for name in weights[None] if name in start and not torch.equal(weights[None][name], start[name])]
+    assert moved or kind == "contrastive"  # an embedder's names lack the prefix
+
+
+def rank_fit(rank: int, world: int, port: int, config: dict[str, Any], out: Path) -> None:
+    """One process of a torchrun-like pair."""
+    import os
+
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), GROUP_RANK="0", NODE_RANK="0",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
+    )  # fmt: skip
+    fit(config, out, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_as_one(root: Path, tmp_path: Path, kind: str) -> None:
+    """Same weights after three steps of SGD for one process and for two, to 1e-6: uneven lengths, hard negatives, symmetric loss."""
+    import multiprocessing
+    import socket
+
+    model = {"symmetric": True} if kind == "contrastive" else {}
+    fit(exact(root, kind, model=model), tmp_path / "one", progress=False)
+    config = exact(root, kind, model=model, data={"micro_batch": 2}, trainer={"devices": 2, "strategy": "ddp"})
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=rank_fit, args=(rank, 2, port, config, tmp_path / "two")) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        assert torch.allclose(two[name], weight, atol=1e-6), name
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    linear, cosine = Schedule("linear", 4), Schedule("cosine", warmup_ratio=0.1)
+    assert [round(linear.factor(s, 14), 2) for s in (0, 3, 4, 9, 13)] == [0.25, 1.0, 1.0, 0.5, 0.1]
+    assert cosine.factor(0, 20) == 0.5
+    assert cosine.factor(11, 20) == pytest.approx(0.5)
+    assert Schedule("constant").factor(999, 1000) == 1.0
+    with pytest.raises(UsageError, match=r"schedule\.kind"):
+        Schedule("square")
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_dpo_begins_at_its_reference(root: Path, tmp_path: Path, lora: bool) -> None:
+    """On a finished junior: loss log 2 and margin 0 at step 0, the reference is the junior and stays it."""
+    junior = tmp_path / "junior"
+    fit(recipe(root, "sft"), junior, progress=False)
+    config = recipe(root, "preference", lora=lora, model={"nll_weight": 0.0, "backbone": {"name": str(root / "base"), "adapters": [str(junior / "model")]}})
+    fit(config, tmp_path / "senior", progress=False)
+    rows = metrics(tmp_path / "senior")
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert rows[0]["margin"] == pytest.approx(0.0, abs=1e-5)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+    module = DPOModule(Backbone(str(root / "base"), [str(junior / "model")]), LoRA(r=4) if lora else None, TokenContract())
+    module.configure_model()
+    samples = collate.encode_preference(module.tokenizer, module.tokens, preference_rows(4))
+    batch = collate.collate_rows(samples, 0)
+    expected, _ = module.logps(load_folder(junior / "model").model, batch)
+    for weight in module.model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.1
+    assert torch.allclose(module.reference_logps(batch), expected, atol=1e-4)
+    assert not torch.allclose(module.logps(module.model, batch)[0], expected, atol=1e-2)
+
+
+def test_without_beta_dpo_is_sft_on_the_chosen(root: Path, tmp_path: Path) -> None:
+    """The control of the paper's senior: same gradient as SFT on the chosen records, the reference is never asked."""
+    from speedlit.data.shards import write_shards
+
+    rows = [{"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"]} for row in preference_rows(30)]
+    write_shards(rows, tmp_path / "chosen", "sft")
+    fit(exact(root, "preference", model={"beta": 0.0, "nll_weight": 1.0}), tmp_path / "dpo", progress=False)
+    fit(exact(root, "sft", data={"shards": str(tmp_path / "chosen")}), tmp_path / "sft", progress=False)
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("dpo", "sft"))
+    for name, weight in one.items():
+        assert torch.allclose(two[name], weight, atol=1e-6), name
+
+
+def test_what_dpo_refuses(root: Path) -> None:
+    backbone = Backbone(str(root / "base"))
+    for settings, pattern in (
+        ({"reference": "adapter_off"}, "outside the adapter"),
+        ({"reference": "adapter_off", "adapter": LoRA(train_embeddings=True)}, "outside the adapter"),
+        ({"beta": 0.0}, "one must be above 0"),
+        ({"loss": "sigmod"}, "choose among"),
+        ({"label_smoothing": 0.5}, "label_smoothing"),
+    ):
+        with pytest.raises(UsageError, match=pattern):
+            DPOModule(backbone, **settings)  # type: ignore[arg-type]
+
+
+def test_the_chunked_embedder_equals_the_plain_one_with_dropout_on(tmp_path: Path) -> None:
+    place = tiny_bert(tmp_path / "bert")
+    results = []
+    for recompute in (False, True):
+        module = EmbeddingModule(Backbone(str(place), attention="bidirectional"), tokens=TokenContract(pooling="mean"), recompute=recompute)
+        module.configure_model()
+        samples = collate.encode_contrastive(module.tokenizer, module.tokens, contrastive_rows(9, ("sts",), 2))
+        batch = collate.collate_contrastive(samples, 0, 3, chunk=8)
+        assert len(batch["chunks"]) == 5
+        torch.manual_seed(4)
+        loss, _ = module.loss(batch, {"samples": 9})
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in module.model.named_parameters() if p.grad is not None}))
+    assert torch.equal(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        assert torch.allclose(results[1][1][name], gradient, atol=1e-7), name
+
+
+def test_an_uneven_number_of_negatives_and_kinds_without_in_batch(root: Path) -> None:
+    module = EmbeddingModule(Backbone(str(root / "base"), attention="bidirectional"), no_in_batch=["classification"], temperature=0.1)
+    module.configure_model()
+    module.model.eval()
+    rows = contrastive_rows(3, ("classification",), 2)
+    rows[1]["negatives"] = rows[1]["negatives"][:1]  # type: ignore[index]
+    samples = collate.encode_contrastive(module.tokenizer, module.tokens, rows)
+    batch = collate.collate_contrastive(samples, 0, 3, None)
+    queries, documents = module.vectors(batch)
+    assert documents[1, 2].abs().sum() == 0
+    expected = 0.0
+    for i, count in enumerate((3, 2, 3)):
+        scores = documents[i, :count] @ queries[i] / 0.1
+        expected -= torch.log_softmax(scores, 0)[0] / 3
+    loss, figures = module.loss(batch, {"samples": 3})
+    assert torch.allclose(loss, expected, atol=1e-5)
+    assert float(figures["negatives"]) == pytest.approx(5 / 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_qlora_trains_on_the_cpu(tmp_path: Path, kind: str) -> None:
+    root = prepare(tmp_path)
+    tiny_llama(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    adapter = {"class_path": "QLoRA", "init_args": {"r": 4}}
+    backbone = {"name": str(root / "base"), "dtype": "bfloat16", "attention": "bidirectional" if kind == "contrastive" else "causal"}
+    fit(recipe(root, kind, model={"adapter": adapter, "backbone": backbone}, trainer={"max_epochs": 6}), tmp_path / "fit", progress=False)
+    rows = metrics(tmp_path / "fit")
+    assert rows[-2]["loss"] < rows[0]["loss"]
+    assert load_folder(tmp_path / "fit" / "model").model is not None
+
+
+@pytest.mark.parametrize("variant", ["8-bit AdamW", "bf16-mixed", "gradient checkpointing", "embeddings"])
+def test_variants_train(root: Path, tmp_path: Path, variant: str) -> None:
+    over: dict[str, Any] = {}
+    if variant == "8-bit AdamW":
+        over["optimizer"] = {"class_path": "AdamW8bit", "init_args": {"lr": 1e-2}}
+    elif variant == "bf16-mixed":
+        over["trainer"] = {"precision": "bf16-mixed"}
+    elif variant == "gradient checkpointing":
+        over["model"] = {"backbone": {"name": str(root / "base"), "gradient_checkpointing": True}}
+    else:
+        over["model"] = {"adapter": {"class_path": "LoRA", "init_args": {"r": 4, "train_embeddings": True}}}
+    fit(recipe(root, "sft", **over), tmp_path, progress=False)
+    rows = metrics(tmp_path)
+    assert rows[-2]["loss"] < rows[0]["loss"]
+    loaded = load_folder(tmp_path / "model")
+    if variant == "embeddings":
+        table = load_file(root / "base" / "model.safetensors")["model.embed_tokens.weight"]
+        assert not torch.equal(loaded.model.get_input_embeddings().weight, table)
+
+
+def test_checkpoints_hold_no_frozen_weights(root: Path, tmp_path: Path) -> None:
+    fit(recipe(root, "sft", trainer={"max_epochs": 1}), tmp_path, progress=False)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]
+    assert all(".lora_" in name for name in saved["state_dict"])
+    assert saved["speedlit"]["tokens"] == TokenContract().to_json()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_step_and_samples(root: Path, tmp_path: Path) -> None:
+    config = recipe(root, "sft", optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}, model={"clip": None, "schedule": {"kind": "constant"}})
+    with pytest.raises(SpeedlitError, match=r"step \d+: .*not changed. Samples of the step: s\d+"):
+        fit(config, tmp_path, progress=False)
+
+
+def test_an_adapter_that_gets_no_gradient_is_refused(tmp_path: Path) -> None:
+    root = prepare(tmp_path)
+    place = tiny_llama(tmp_path / "base")
+    weights = load_file(place / "model.safetensors")
+    weights["model.layers.1.self_attn.o_proj.weight"].zero_()
+    from safetensors.torch import save_file
+
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    config = recipe(root, "sft", model={"adapter": {"class_path": "LoRA", "init_args": {"r": 4, "targets": ["v_proj"]}}})
+    with pytest.raises(SpeedlitError, match=r"after step 1 1 adapters have not moved.*layers\.1\.self_attn\.v_proj"):
+        fit(config, tmp_path / "fit", progress=False)
+
+
+def test_attention_is_probed_on_the_module_that_trains(root: Path, tmp_path: Path) -> None:
+    place = tiny_bert(tmp_path / "bert")
+    config = recipe(root, "contrastive", model={"backbone": {"name": str(place), "attention": "causal"}})
+    with pytest.raises(SpeedlitError, match="attention is causal"):
+        fit(config, tmp_path / "fit", progress=False)
+
+
+def test_trained_and_total_parameters_are_shown(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert in_child(fit, recipe(root, "sft", trainer={"max_epochs": 1}), tmp_path, progress=False) == 0
+    assert "4,096 of 48,288 parameters are trained (8.48%)" in capfd.readouterr().err

@@ -1,0 +1,108 @@
+"""kill -9 at any moment, the same command again: metrics.csv and the final weights are those of an uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speedlit.pipeline.fitting import fit
+from tests.modules.recipes import KINDS, in_child, prepare, recipe
+
+# One run is killed again and again: before a save, after it, at an epoch's end, in the middle of accumulation, before the last save.
+KILLS: dict[int, list[dict[str, Any]]] = {
+    0: [{"after_step": 2, "before_save": True}, {"after_step": 3}, {"after_step": 4}, {"after_backward": 3}, {"after_step": 8, "before_save": True}],
+    2: [{"after_step": 3}, {"after_backward": 4}],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("fits"))
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path) -> dict[str, Path]:
+    """Uninterrupted fits of the three modules."""
+    places = {}
+    for kind in KINDS:
+        places[kind] = root / f"straight-{kind}"
+        assert in_child(fit, recipe(root, kind), places[kind], progress=False) == 0
+    return places
+
+
+def with_callbacks(config: dict[str, Any], killer: dict[str, Any] | None) -> dict[str, Any]:
+    callbacks = [{"class_path": "tests.modules.killer.Killer", "init_args": killer or {}}, {"class_path": "Resume", "init_args": {"every_n_steps": 1}}]
+    return {**config, "trainer": {**config["trainer"], "callbacks": callbacks}}
+
+
+def outcome(place: Path) -> tuple[str, dict[str, bytes]]:
+    return (place / "metrics.csv").read_text(), {p.name: p.read_bytes() for p in (place / "model").glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_fits_go_on_bit_for_bit(root: Path, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: int) -> None:
+    monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: "the killer is not part of the recipe")
+    expected = outcome(straight[kind])
+    assert len(expected[0].splitlines()) == 9  # eight steps
+    config = recipe(root, kind, data={"workers": workers})
+    for kill in KILLS[workers]:
+        assert in_child(fit, with_callbacks(config, kill), tmp_path, progress=False) == -9, kill
+        assert not (tmp_path / "fit.json").exists()
+    assert in_child(fit, with_callbacks(config, None), tmp_path, progress=False) == 0
+    assert outcome(tmp_path) == expected
+
+
+def test_more_epochs_after_an_end_go_on_in_the_same_order(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One epoch, then the same with two: the second epoch is that of a run of two (constant rate, as a schedule depends on its end)."""
+    monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: str(config["trainer"]["max_epochs"]))
+    monkeypatch.setattr("speedlit.pipeline.fitting.remove", lambda path: None)
+    config = recipe(root, "sft", model={"schedule": {"kind": "constant"}})
+    assert in_child(fit, config, tmp_path / "two", progress=False) == 0
+    one = {**config, "trainer": {**config["trainer"], "max_epochs": 1}}
+    assert in_child(fit, one, tmp_path / "grown", progress=False) == 0
+    assert in_child(fit, config, tmp_path / "grown", progress=False) == 0
+    assert outcome(tmp_path / "grown") == outcome(tmp_path / "two")
+
+
+def test_a_finished_fit_is_not_done_again_and_other_data_start_anew(root: Path, tmp_path: Path) -> None:
+    from speedlit.data.shards import write_shards
+    from tests.helpers import sft_rows
+
+    place, shards = tmp_path / "fit", tmp_path / "shards"
+    write_shards(sft_rows(20), shards, "sft")
+    config = recipe(root, "sft", data={"shards": str(shards)}, trainer={"max_epochs": 1})
+    first = fit(config, place, progress=False)
+    stamp = (place / "model" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert fit({**config, "threads": 1}, place, progress=False) == first
+    assert (place / "model" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    write_shards(sft_rows(28), shards, "sft")
+    again = fit(config, place, progress=False)
+    assert again["steps"] == 4 != first["steps"]
+    assert len((place / "metrics.csv").read_text().splitlines()) == 5
+
+
+def test_a_damaged_checkpoint_is_named(root: Path, tmp_path: Path) -> None:
+    from speedlit.errors import UsageError
+
+    config = recipe(root, "sft", trainer={"max_epochs": 1})
+    fit(config, tmp_path, progress=False)
+    (tmp_path / "fit.json").unlink()
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"last\.ckpt is damaged"):
+        fit(config, tmp_path, progress=False)
+
+
+def test_a_checkpoint_of_other_data_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from speedlit.errors import UsageError
+
+    monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: "same")
+    fit(recipe(root, "sft", trainer={"max_epochs": 1}), tmp_path, progress=False)
+    (tmp_path / "fit.json").unlink()
+    with pytest.raises(UsageError, match="steps per epoch"):
+        fit(recipe(root, "sft", data={"batch_size": 5}), tmp_path, progress=False)
+    with pytest.raises(UsageError, match="token contract"):
+        fit(recipe(root, "sft", model={"tokens": {"max_length": 99}}), tmp_path, progress=False)
