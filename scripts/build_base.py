@@ -1,9 +1,10 @@
 """Train the demo's base model: a small Llama that knows the language of the embedded world, as LLaMA-3 knows ours.
 
-    python scripts/build_base.py --out speedlit/offline/base          # the shipped model, about half an hour on one core
+    python scripts/build_base.py --out speedlit/offline/base          # the shipped model, about half an hour on one free core
     python scripts/build_base.py --out /tmp/base --steps 30           # a short version, as the test does it
 
 Deterministic: one thread, one seed, pages from ``speedlit.offline.corpus``; two runs on one machine give the same bytes.
+Two phases: the language first, then a short one in which JSON has the keys that were asked for (the values stay unrelated).
 The base sees the world's language, JSON, and the words of instructions, but never a task's prompt with its record.
 """
 
@@ -22,7 +23,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from speedlit.files import sha256_file, write_json
-from speedlit.offline.corpus import pages
+from speedlit.offline.corpus import FIRST, SECOND, pages
 
 # A word with the blank before it is one piece, and so is the punctuation between two JSON strings.
 PIECES = r' ?[A-Za-z0-9_]+|[^\sA-Za-z0-9_]+(?: ")?|\s'
@@ -63,9 +64,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int) -> LlamaForCaus
     return LlamaForCausalLM(config)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, rows: int, length: int) -> Iterator[torch.Tensor]:
+def batches(tokenizer: PreTrainedTokenizerFast, stream: Iterator[str], rows: int, length: int) -> Iterator[torch.Tensor]:
     """Packed pages, each between bos and eos: long tensors of shape (rows, length)."""
-    stream = pages(seed)
     ids: list[int] = []
     while True:
         while len(ids) < rows * length:
@@ -75,12 +75,12 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, rows: int, length: in
         ids = ids[rows * length :]
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate: warm-up over 100 steps, constant, then a linear cool-down over the last 30 %."""
-    return peak * min(1.0, (step + 1) / 100, (steps - step) / max(0.3 * steps, 1))
+def rate(step: int, steps: int, peak: float, cool: float) -> float:
+    """Learning rate: warm-up over 100 steps, constant, then a linear cool-down over the last share ``cool``."""
+    return peak * min(1.0, (step + 1) / 100, (steps - step) / max(cool * steps, 1))
 
 
-def train(model: LlamaForCausalLM, data: Iterator[torch.Tensor], steps: int, peak: float, every: int = 200) -> list[float]:
+def train(model: LlamaForCausalLM, data: Iterator[torch.Tensor], steps: int, peak: float, cool: float, every: int = 200) -> list[float]:
     """Next-token training; returns the loss of every step (nats per token)."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
@@ -88,7 +88,7 @@ def train(model: LlamaForCausalLM, data: Iterator[torch.Tensor], steps: int, pea
     losses, start = [], time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, peak)
+            group["lr"] = rate(step, steps, peak, cool)
         batch = next(data)
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
@@ -105,7 +105,9 @@ def train(model: LlamaForCausalLM, data: Iterator[torch.Tensor], steps: int, pea
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=7000, help="of the first phase")
+    parser.add_argument("--second", type=int, default=1000, help="steps of the second phase")
+    parser.add_argument("--start", type=Path, help="folder of a finished first phase: do the second one only")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--rows", type=int, default=16, help="sequences in a batch")
     parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
@@ -116,9 +118,14 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(args.seed)
-    model = build_model(tokenizer, args.hidden)
     start = time.monotonic()
-    losses = train(model, batches(tokenizer, args.seed + 1, args.rows, args.length), args.steps, args.lr)
+    if args.start:
+        model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+    else:
+        model = build_model(tokenizer, args.hidden)
+        train(model, batches(tokenizer, pages(args.seed + 1, FIRST), args.rows, args.length), args.steps, args.lr, cool=0.3)
+    model.train()
+    losses = train(model, batches(tokenizer, pages(args.seed + 2, SECOND), args.rows, args.length), args.second, args.lr / 3, cool=1.0)
     args.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
@@ -127,12 +134,12 @@ def main() -> None:
         "what": "base model of the demo, trained by scripts/build_base.py on pages of speedlit.offline.corpus (world 0)",
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": args.seed,
-        "steps": args.steps,
+        "steps": [args.steps, args.second],
         "rows": args.rows,
         "length": args.length,
-        "lr": args.lr,
+        "lr": [args.lr, args.lr / 3],
         "hidden": args.hidden,
-        "tokens": args.steps * args.rows * args.length,
+        "tokens": (args.steps + args.second) * args.rows * args.length,
         "loss": round(math.fsum(last) / len(last), 4),
         "sha256": {path.name: sha256_file(path) for path in sorted(args.out.iterdir()) if path.name != "RECIPE.json"},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from speedlit.offline.grammar import FORMS, PLURAL, article, phrase, predicate, render
 from speedlit.offline.lexicon import ADJECTIVES, ATTRIBUTES, CONCEPTS, KEYS, PHRASES, TASKS, TOPICS
@@ -163,16 +163,65 @@ def _about_edit(rng: random.Random, world: World) -> str:
     )
 
 
-PAGES: tuple[tuple[Page, float], ...] = (
-    (entity, 0.36), (dictionary, 0.10), (comparison, 0.10), (question, 0.13), (infobox, 0.06), (knowledge, 0.05), (json_object, 0.11), (instruction, 0.09),
-)  # fmt: skip
+def json_answer(rng: random.Random, world: World) -> str:
+    """An order to write some keys as JSON and JSON with those keys: of the right sort each, and unrelated to each other."""
+    keys = rng.choice(list(KEYS.values()))
+    listed = " and ".join((", ".join(keys[:-1]), keys[-1]))
+    lead = rng.choice((f"Write {listed} as JSON.", f"The keys {listed} belong together."))
+    return lead + "\n" + json.dumps({key: _sort_of(rng, world, key) for key in keys})
 
 
-def pages(seed: int, world: World | None = None) -> Iterator[str]:
-    """Endless pages; the same seed gives the same pages."""
+def _sort_of(rng: random.Random, world: World, key: str) -> str:
+    topic, concepts = _thing(rng, world)
+    if key.endswith("label"):
+        attribute = next(iter(concepts))
+        return f"{attribute}: {rng.choice(FORMS[attribute, concepts[attribute]])}"
+    if key == "user_query":
+        attribute = next(iter(concepts))
+        return render(put(rng, topic, {attribute: concepts[attribute]}, rng.choice(QUERY_STYLES)))
+    styles = {"positive_document": ("document", "phrase"), "hard_negative_document": ("document",), "input": ("document", "phrase")}
+    return render(put(rng, topic, concepts, rng.choice(styles.get(key, ("statement", "diary", "phrase")))))
+
+
+def edit_list(rng: random.Random, world: World) -> str:
+    """An order to list edits and a list of edits to no text."""
+    edits = []
+    for _ in range(rng.randint(0, 3)):
+        attribute = rng.choice(ATTRIBUTES)
+        one, two = (rng.choice(FORMS[attribute, rng.randrange(16)]) for _ in range(2))
+        edits.append([rng.choice(_KEYS), *_change(rng, attribute, one, two)])
+    return "Revise the record: list the edits as JSON.\n" + json.dumps({"edits": edits})
+
+
+# (page, share) of the first phase, and of a short second one in which JSON always has the keys that were asked for.
+FIRST: tuple[tuple[Page, float], ...] = (
+    (entity, 0.36),
+    (dictionary, 0.10),
+    (comparison, 0.10),
+    (question, 0.13),
+    (infobox, 0.06),
+    (knowledge, 0.05),
+    (json_object, 0.11),
+    (instruction, 0.09),
+)
+SECOND: tuple[tuple[Page, float], ...] = (
+    (entity, 0.30),
+    (dictionary, 0.08),
+    (comparison, 0.12),
+    (question, 0.13),
+    (infobox, 0.05),
+    (knowledge, 0.05),
+    (json_answer, 0.18),
+    (edit_list, 0.04),
+    (instruction, 0.05),
+)
+
+
+def pages(seed: int, mix: Sequence[tuple[Page, float]] = FIRST, world: World | None = None) -> Iterator[str]:
+    """Endless pages of a mix; the same seed gives the same pages."""
     world = world or World()
     rng = random.Random(f"speedlit corpus {seed}")
-    kinds, weights = [page for page, _ in PAGES], [weight for _, weight in PAGES]
+    kinds, weights = [page for page, _ in mix], [weight for _, weight in mix]
     while True:
         (page,) = rng.choices(kinds, weights)
         yield page(rng, world)
