@@ -145,8 +145,8 @@ class LocalBackend:
             raise SpeedlitError(text) from error
         for i, request in enumerate(window):
             drawn, prompt_tokens = found[i]
-            error = drawn.finish_reason if drawn.finish_reason == "prompt_too_long" else ""
-            yield Reply(request.id, request.index, drawn.text, drawn.finish_reason, prompt_tokens, drawn.tokens, False, error, self._provenance)
+            fault = drawn.finish_reason if drawn.finish_reason == "prompt_too_long" else ""
+            yield Reply(request.id, request.index, drawn.text, drawn.finish_reason, prompt_tokens, drawn.tokens, False, fault, self._provenance)
 
 
 def _way(request: Request) -> tuple[float, float, int]:
@@ -287,7 +287,7 @@ def _signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer that grows by ``GROW`` places at a time instead of copying itself for each token.
 
     Keys and values are handed out with their free places, which the mask hides: they stay contiguous, and that is what makes a
@@ -301,6 +301,7 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        assert self.keys is not None and self.values is not None
         start, end = self.length, self.length + key_states.shape[-2]
         if end > self.keys.shape[-2]:
             places = end + GROW - self.keys.shape[-2]
@@ -316,14 +317,14 @@ class GrowingLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Places that the next ``update`` will hand out, and the first one's position."""
         end = self.length + query_length
-        there = self.keys.shape[-2] if self.is_initialized else 0
+        there = self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
         return (there if end <= there else end + GROW), 0
 
 
 def growing_cache(config: Any) -> DynamicCache:
     """A cache for a model; layers of a special kind (sliding windows, states) stay what they are."""
     cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
     return cache
 
 

@@ -208,7 +208,8 @@ class HTTPBackend:
         shared = [asyncio.shield(self._pending[key]) for key in keys]
         asking = asyncio.ensure_future(self._fulfil(mine))
         try:
-            _, *results = await asyncio.gather(asking, *shared)
+            await asking
+            results = await asyncio.gather(*shared)
         finally:
             asking.cancel()
         first = set(mine)
@@ -301,7 +302,7 @@ class HTTPBackend:
         return SpeedlitError(f"the teacher at {self.url} gave no usable answer to {IN_A_ROW} requests in a row ({said}): look there, then start again")
 
     def _pause(self, attempt: int, wait: float | None) -> float:
-        own = min(self.backoff * 2**attempt, 30.0) * self._jitter.uniform(0.5, 1.0)
+        own: float = min(self.backoff * 2.0**attempt, 30.0) * self._jitter.uniform(0.5, 1.0)
         return own if wait is None else wait + own * 0.2
 
     def _body(self, request: Request) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,35 +73,27 @@ def test_another_seed_gives_other_samples(llama: Path) -> None:
     assert sum(a.text != b.text for a, b in zip(first, second, strict=True)) > 15
 
 
-@pytest.mark.slow
-def test_workers_give_what_one_process_gives_and_leave_nothing_behind(llama: Path) -> None:
-    import multiprocessing
-
-    wanted = requests(40, 2)
-    assert [r.text for r in generate(llama, wanted, processes=2, window=32)] == [r.text for r in generate(llama, wanted, window=32)]
-    assert not multiprocessing.active_children()
-
-
 SCRIPT = """
-import multiprocessing, sys
+import json, multiprocessing, sys
 from tests.generation.test_local import LocalBackend, requests
 if __name__ == "__main__":
-    backend = LocalBackend(sys.argv[1], processes=2, window=8, device="cpu")
-    next(backend.generate(requests(100)))
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    backend = LocalBackend(sys.argv[1], batch_size=8, processes=2, window=32, device="cpu")
+    texts = [reply.text for reply in backend.generate(requests(40, 2))]
+    print(json.dumps([texts, [child.pid for child in multiprocessing.active_children()]]), flush=True)
     input()
 """
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_killed_run(llama: Path, tmp_path: Path) -> None:
+def test_workers_give_what_one_process_gives_and_end_with_a_killed_run(llama: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     process = subprocess.Popen([sys.executable, str(script), str(llama)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None and process.stdin is not None
-    workers = [int(pid) for pid in process.stdout.readline().split()]
+    texts, workers = json.loads(process.stdout.readline())
+    assert texts == [r.text for r in generate(llama, requests(40, 2), window=32)]
     assert len(workers) == 2
     process.kill()
     process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -247,3 +248,24 @@ def test_overload_halves_the_requests_in_flight_and_success_raises_them() -> Non
         gate.flying += 1
         gate.leave(overloaded=False)
     assert gate.limit == 16
+
+
+def test_a_run_with_thirty_percent_faults_loses_nothing(tmp_path: Path) -> None:
+    faults = [fault for name, fault in PASSING.items() if name not in ("hang", "drip", "429 with a date")]
+
+    def answer(body: dict, n: int) -> str | Fault:
+        rng = random.Random(f"{body['messages'][-1]['content']}:{n}")
+        return rng.choice(faults) if rng.random() < 0.3 else echo(body, n)
+
+    with Server(answer) as server:
+        journal = Journal(tmp_path / "journal.sqlite")
+        client = backend(server, journal, concurrency=64, retries=12)
+        replies = list(client.generate(requests(1000)))
+        client.close()
+        counts = journal.counts()
+        rows = journal._own.execute("SELECT COUNT(*), COUNT(DISTINCT key) FROM attempts WHERE event = 'answered'").fetchone()
+        journal.close()
+    assert [r.text for r in replies] == [f"answer to question {i}" for i in range(1000)]
+    assert rows == (1000, 1000), "no answer is stored twice"
+    assert counts["failed"] + counts["damaged"] > 250 and counts["orphaned"] == 0
+    assert counts["sent"] == sum(server.asked.values()), "every attempt is in the journal"

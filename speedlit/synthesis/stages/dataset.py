@@ -47,7 +47,8 @@ def run(ctx: Context) -> None:
     for source, records in kept.items():
         if not records:
             raise SpeedlitError(f"dataset: nothing is left of the source {source}; {ctx.out / 'dropped.jsonl'} says why: loosen `filters` or synthesise more")
-    limit = ctx.config["counts"].get("embedder") or (min(map(len, kept.values())) if compared else None)
+    limits = [ctx.config["counts"].get("embedder"), min(map(len, kept.values())) if compared else None]
+    limit = min((limit for limit in limits if limit), default=None)
     revision_of = revisions(ctx)
     for source, records in kept.items():
         triplets = [triplet(record, prompts[record.prompt_id], topic_of, source, revision_of) for record in records[:limit]]
