@@ -59,6 +59,8 @@ class Metrics(L.Callback):
             self.rows = [row for row in self.rows if str(row.get("step", "")).isdigit() and int(row["step"]) <= trainer.global_step]
         if trainer.is_global_zero and self.rows:
             self._rewrite(trainer)
+        if not trainer.global_step and (scores := self._new_scores(trainer)):
+            self.line(trainer, scores)  # of the untrained model
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """A line, where one is due."""
@@ -67,8 +69,8 @@ class Metrics(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Scores of the finished model, and the file closed."""
-        if self._new_scores(trainer):
-            self.line(trainer, {})
+        if scores := self._new_scores(trainer):
+            self.line(trainer, scores)
         if self._stream is not None:
             self._stream.flush()
             os.fsync(self._stream.fileno())

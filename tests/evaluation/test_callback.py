@@ -59,6 +59,9 @@ def test_the_loss_trace_is_the_same_with_and_without(made, sets, tmp_path, capsy
     assert watched["final"]["mteb/Ret"] == pytest.approx(last["Ret"], abs=1e-6)
     assert watched["final"]["mteb/mean"] == pytest.approx((last["Ret"] + last["Cls"]) / 2, abs=1e-6)
     assert "mteb/Ret" not in plain["final"]
+    with (tmp_path / "watched" / "metrics.csv").open() as stream:
+        kept = {int(row["step"]): float(row["mteb/mean"]) for row in csv.DictReader(stream) if row["mteb/mean"]}
+    assert kept[0] == pytest.approx(sum(looks[0]["scores"].values()) / 2, abs=1e-6) and kept[6] == pytest.approx(watched["final"]["mteb/mean"], abs=1e-6)
     assert "of the time so far" in capsys.readouterr().err
 
 
