@@ -15,6 +15,7 @@ import inspect
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -340,6 +341,7 @@ _worker: Writer | None = None
 
 def _begin_worker(folder: str, dtype: str, device: str) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to handle: it closes its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _worker = Writer(folder, dtype, device)

@@ -90,7 +90,8 @@ def test_workers_give_what_one_process_gives_and_end_with_a_killed_run(llama: Pa
     script.write_text(SCRIPT)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    process = subprocess.Popen([sys.executable, str(script), str(llama)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, str(script), str(llama)], **pipes, text=True, env=environment)
     assert process.stdout is not None and process.stdin is not None
     texts, workers = json.loads(process.stdout.readline())
     assert texts == [r.text for r in generate(llama, requests(40, 2), window=32)]
