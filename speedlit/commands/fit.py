@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def _look(command: str, config: dict[str, Any]) -> int:
     made = make(config)
     if checkpoint is None:
         print(f"  no checkpoint in {root}: the weights are those before training", file=sys.stderr)
-    found = getattr(made.trainer, command)(made.model, datamodule=made.datamodule, ckpt_path=str(checkpoint) if checkpoint else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's notices about callbacks that only training has
+        found = getattr(made.trainer, command)(made.model, datamodule=made.datamodule, ckpt_path=str(checkpoint) if checkpoint else None)
     if command != "predict":
         for name, value in sorted((found or [{}])[0].items()):
             print(f"{name}: {value:.6f}")

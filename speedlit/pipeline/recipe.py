@@ -198,7 +198,10 @@ def _block(block: Any, name: str) -> list[str]:
     parameters = inspect.signature(found.__init__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return out
-    return out + _strangers(block.get("init_args"), [p for p in parameters if p != "self"], f"{name}.init_args.")
+    given = block.get("init_args") or {}
+    needed = [p for p, what in parameters.items() if what.default is what.empty and p not in ("self", "params") and p not in given]
+    out += [f"recipe: {name}.init_args.{p} is missing, and {attribute} can't do without it (another class_path starts with no init_args)" for p in needed]
+    return out + _strangers(given, [p for p in parameters if p != "self"], f"{name}.init_args.")
 
 
 def _strangers(values: Any, known: Any, prefix: str) -> list[str]:
