@@ -20,7 +20,7 @@ from speedlit.evaluation.bootstrap import cluster_bootstrap, paired_bootstrap, t
 from speedlit.files import read_json, write_json
 from speedlit.pipeline.training import evaluation_folder
 from speedlit.pipeline.workers import in_processes
-from speedlit.records import Generation, Prompt, Record, read_rows
+from speedlit.records import Generation, Prompt, Record, Revision, read_rows
 
 PAIRS = (("senior", "junior"), ("control", "junior"), ("senior", "control"), ("refined", "senior"), ("refined", "junior"))
 Checks = list[dict[str, float]]
@@ -45,7 +45,7 @@ def quality(ctx: Context) -> dict[str, Any] | None:
         for s in ("junior", "control", "senior")
         if (ctx.inputs["synthesis"] / f"generations-{s}.jsonl").exists()
     }
-    answers["refined"] = refined_texts(ctx.inputs["refinement"] / "records.jsonl", answers["senior"], ctx.inputs["synthesis"])
+    answers["refined"] = refined_texts(ctx.inputs["refinement"], answers["senior"], ctx.inputs["synthesis"])
     samples = ctx.config["counts"]["test_samples"]
     checked = {s: check(ctx, prompts, rows) for s, rows in answers.items()}
     best = [max(rows, key=lambda c: (c["good"], c["score"])) for rows in checked["junior"]]
@@ -80,11 +80,12 @@ def texts(path: Path, prompts: Sequence[Prompt]) -> list[list[tuple[str, str]]]:
     return [[(g.id, g.text) for g in sorted(found[p.id], key=lambda g: g.index)] for p in prompts]
 
 
-def refined_texts(path: Path, senior: list[list[tuple[str, str]]], synthesis: Path) -> list[list[tuple[str, str]]]:
-    """The senior's answers after revision; an answer that never was a record stays as it was."""
+def refined_texts(refinement: Path, senior: list[list[tuple[str, str]]], synthesis: Path) -> list[list[tuple[str, str]]]:
+    """The senior's answers after revision. An answer that was no record, or that the revisor left alone, stays as it was."""
     generation_of = {r.id: r.generation_id for r in read_rows(synthesis / "records-senior.jsonl", Record)}
-    revised = {r.generation_id: json.dumps(r.fields, ensure_ascii=False) for r in read_rows(path, Record)}
-    assert all(g for g in generation_of.values()), "a record without generation"
+    revised = {
+        generation_of[r.record_id]: json.dumps(r.after, ensure_ascii=False) for r in read_rows(refinement / "revisions.jsonl", Revision) if r.status == "revised"
+    }
     return [[(g, revised.get(g, text)) for g, text in rows] for rows in senior]
 
 
