@@ -17,7 +17,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json, write_json
 from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.services import Services
-from speedlit.pipeline.stage import Stage, begin, config_slice, fingerprint, finish, state
+from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
 
 IDENTITY = ("name", "seed", "base", "prompts")
 
@@ -223,7 +223,7 @@ def owned(root: Path, plain: dict[str, Any], shard: tuple[int, int] = (0, 1)) ->
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SpeedlitError(f"another speedlit process is running in {root}; wait for it or choose another --root") from error
-        mine = config_slice(plain, IDENTITY)
+        mine = {key: plain[key] for key in IDENTITY}
         path = root / "run.json"
         if path.exists():
             theirs = read_json(path).get("identity", {})

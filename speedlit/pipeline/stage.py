@@ -19,6 +19,7 @@ from speedlit.context import Context
 from speedlit.files import content_id, read_json, remove, sha256_file, write_json
 
 SUCCESS = "_SUCCESS"
+PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,19 @@ def config_slice(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, 
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         out[key] = value
+        if key in ("base", "embedder_base") and isinstance(value, str):
+            out[f"{key} files"] = model_mark(value)
     return out
+
+
+def model_mark(name: str) -> Any:
+    """What tells a model folder from another under the same name; None for a hub id, which names its content itself."""
+    folder = PACKAGED if name == "speedlit:base" else Path(name)
+    if (folder / "RECIPE.json").is_file():
+        return sha256_file(folder / "RECIPE.json")  # holds the digests of all other files
+    if not folder.is_dir():
+        return None
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir()) if path.is_file()]
 
 
 def fingerprint(stage: Stage, config: Mapping[str, Any], root: Path, stages: Mapping[str, Stage]) -> dict[str, Any]:

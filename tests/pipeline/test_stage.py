@@ -140,3 +140,16 @@ def test_outcome_counts_calls(tmp_path: Path) -> None:
     ctx.ledger.accepted, ctx.ledger.calls, ctx.ledger.cached = 3, 4, 2
     ctx.ledger.reject("not_json")
     assert outcome(ctx) == "3 accepted, 1 rejected, 4 calls (2 from the journal)"
+
+
+def test_another_base_under_the_same_name_counts_as_a_change(tmp_path: Path) -> None:
+    from speedlit.pipeline.stage import config_slice
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"one")
+    before = config_slice({"base": str(base)}, ("base",))
+    assert config_slice({"base": str(base)}, ("base",)) == before
+    (base / "model.safetensors").write_bytes(b"other")
+    assert config_slice({"base": str(base)}, ("base",)) != before
+    assert config_slice({"base": "speedlit:base"}, ("base",))["base files"]
