@@ -7,7 +7,7 @@ ROOT ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ test: .venv/.installed  ## the test suite
 
 lint: .venv/.installed  ## ruff
 	$(BIN)/ruff check speedlit callbacks tests scripts
+
+bench: .venv/.installed  ## speed beside transformers and TRL: ratios of one interleaved run
+	$(BIN)/python -m scripts.bench
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info
