@@ -67,7 +67,7 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dic
         if form == "adapter":
             question["base"] = chain(str(source))[0]
         lowest = compare(temporary, question, expected, COSINE[dtype])
-        _write_card(temporary, form, info, lowest)
+        _write_card(temporary, form, info, expected["decoder"], lowest)
         remove(target)
         temporary.rename(target)
     finally:
@@ -205,16 +205,17 @@ documents = model.encode(["..."])""",
 }
 
 
-def _write_card(target: Path, form: str, info: dict[str, Any], lowest: float) -> None:
+def _write_card(target: Path, form: str, info: dict[str, Any], decoder: bool, lowest: float) -> None:
     """A short README: what this is, how to load it so that it scores the same, and what was checked."""
     from speedlit.data.tokens import TokenContract
 
     embeds, both = info.get("role") == "embedder", info.get("attention") == "bidirectional"
     tokens = TokenContract.from_json(info["tokens"])
     query = prompts(tokens)["query"] if form == "sentence-transformers" else ""
-    switch = "\nconfig.is_causal, config.sliding_window = False, None  # this adapter was trained with attention in both directions" if both else ""
+    switch = "\nconfig.is_causal, config.sliding_window = False, None  # this adapter was trained with attention in both directions" if both and decoder else ""
     auto = "AutoModel" if embeds else "AutoModelForCausalLM"
-    how = USE[form].format(auto=auto, base=info["base"], switch=switch, query=json.dumps(query)[1:-1])
+    base = "BASE_FOLDER" if ":" in info["base"] else info["base"]  # a name that only speedlit resolves
+    how = USE[form].format(auto=auto, base=base, switch=switch, query=json.dumps(query)[1:-1])
     lines = [
         f"# {'Embedder' if embeds else 'Generator'} made with speedlit\n",
         f"Format: {form}. Base: `{info['base']}`. Attention: {info.get('attention')}.",
@@ -261,6 +262,7 @@ def _expected(loaded: Loaded, info: dict[str, Any], form: str) -> dict[str, Any]
     import torch
 
     from speedlit.evaluation.state import evaluating
+    from speedlit.models.folder import ENCODERS
 
     tokens, tokenizer = loaded.tokens, loaded.tokenizer
     if info.get("role") == "embedder":
@@ -281,7 +283,7 @@ def _expected(loaded: Loaded, info: dict[str, Any], form: str) -> dict[str, Any]
             else:
                 vector = loaded.model(input_ids=batch, attention_mask=mask).logits[0, -1]
             found.append(vector.double().numpy())
-    return {"texts": texts, "ids": ids, "vectors": np.stack(found)}
+    return {"texts": texts, "ids": ids, "vectors": np.stack(found), "decoder": loaded.model.config.model_type not in ENCODERS}
 
 
 def compare(folder: Path, question: dict[str, Any], expected: dict[str, Any], floor: float) -> float:

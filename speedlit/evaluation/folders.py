@@ -37,7 +37,8 @@ def open_encoder(
 
     Args:
         path: a model folder of ours (``speedlit.json``; also the folder of a fit, which holds one as ``model``), a
-            sentence-transformers model, or a plain Hugging Face model (then ``pooling`` must be said).
+            sentence-transformers model, or a plain Hugging Face model (then ``pooling`` must be said); also as
+            ``package:NAME/SUBFOLDER`` or ``speedlit:base``.
         pooling: last, mean, weighted_mean or cls; only for a model that does not say itself.
         max_length: longest text in tokens, in place of the model's own.
         device: where to compute.
@@ -47,11 +48,11 @@ def open_encoder(
     Raises:
         UsageError: no such folder, or nothing says how the model pools.
     """
-    folder = Path(path)
+    from speedlit.models.backbone import resolve
+
+    folder = Path(resolve(str(path)))
     if (folder / "model" / "speedlit.json").is_file():
         folder = folder / "model"
-    if not folder.exists() and _looks_local(str(path)):
-        raise UsageError(f"there is no model at {path}: give a model folder, or a hub name such as organisation/model")
     precision = _dtype(dtype)
     if folder.is_dir():
         options = {"name": f"speedlit/{_label(folder)}", "revision": folder_hash(folder), **options}
@@ -104,11 +105,6 @@ def _foreign(path: str, max_length: int | None, device: str, dtype: torch.dtype,
     prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
     own = {"instruct": False, "instructions": {**prompts, **(options.pop("instructions", None) or {})}}
     return Encoder(model, embed, model.tokenizer, tokens, **{**options, **own})
-
-
-def _looks_local(path: str) -> bool:
-    """Paths, and anything that cannot be ``organisation/model``."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1
 
 
 def _label(folder: Path) -> str:

@@ -41,7 +41,7 @@ def test_evaluate_mistakes(sets, tmp_path, capsys, words, said):
 
 def test_evaluate_a_model_that_is_not_there(sets, capsys):
     assert main(["evaluate", "./gone", "--tasks", "Ret", "--data", str(sets)]) == 2
-    assert "there is no model at ./gone" in capsys.readouterr().err
+    assert "model ./gone: no such folder" in capsys.readouterr().err
 
 
 def test_names_from_a_file(tmp_path):

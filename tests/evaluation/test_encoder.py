@@ -124,7 +124,7 @@ def test_errors(tmp_path):
     plain = tiny_bert(tmp_path / "m")
     with pytest.raises(UsageError, match="does not say how it pools.*--pooling"):
         open_encoder(plain)
-    with pytest.raises(UsageError, match="there is no model at"):
+    with pytest.raises(UsageError, match="no such folder"):
         open_encoder(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="unknown dtype"):
         open_encoder(plain, dtype="int3")

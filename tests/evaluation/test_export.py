@@ -73,9 +73,8 @@ def test_transformers_and_peft_round_trip(tmp_path, shape, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["merged", "adapter"])
-def test_generator_round_trip(tmp_path, form):
-    done = export(trained(tmp_path, "llama-last", lora=True, role="generator"), tmp_path / "out", form)
+def test_generator_round_trip(tmp_path):
+    done = export(trained(tmp_path, "llama-last", lora=True, role="generator"), tmp_path / "out", "merged")
     assert done["cosine"] >= 0.9999
 
 
