@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from speedlit.data.plan import cuts
 from speedlit.data.tokens import IGNORE, TokenContract
 
 Sample = dict[str, Any]
@@ -82,14 +83,15 @@ def collate_rows(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
     return {"ids": pad([ids for ids, _ in rows], pad_id), "labels": pad([labels for _, labels in rows], IGNORE), "names": [s["id"] for s in samples]}
 
 
-def collate_contrastive(samples: Sequence[Sample], pad_id: int, slots: int, chunk: int | None) -> dict[str, Any]:
+def collate_contrastive(samples: Sequence[Sample], pad_id: int, slots: int, chunk: int | None, overhead: int = 256) -> dict[str, Any]:
     """Texts in chunks of similar length, and how to put their vectors back in order.
 
     Args:
         samples: of one task kind.
         pad_id: padding id.
         slots: documents per query, the same on every rank; a sample with fewer has empty slots.
-        chunk: texts in a chunk; None: one chunk.
+        chunk: texts in a chunk at most; None: no bound.
+        overhead: what one more chunk costs, in padded tokens.
 
     Returns:
         chunks: list of (ids, mask); order (texts,): row of each text among all chunks' rows, queries first, then documents
@@ -97,8 +99,8 @@ def collate_contrastive(samples: Sequence[Sample], pad_id: int, slots: int, chun
     """
     texts = [s["query"] for s in samples] + [document for s in samples for document in s["documents"]]
     by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-    size = chunk or len(texts)
-    chunks = [pad_ids([texts[i] for i in by_length[start : start + size]], pad_id) for start in range(0, len(texts), size)]
+    pieces = cuts(np.array([len(texts[i]) for i in by_length]), chunk, overhead)
+    chunks = [pad_ids([texts[i] for i in by_length[start:end]], pad_id) for start, end in pieces]
     place = {text: row for row, text in enumerate(by_length)}
     order, following = [place[i] for i in range(len(samples))], len(samples)
     hashes = np.zeros((len(samples), slots), dtype=np.int64)

@@ -156,7 +156,8 @@ def _contrastive(row: Row, tokenizer: Any) -> Row:
     if not positive or not query:
         raise UsageError("it needs a query and a positive")
     return {
-        "kind": str(row.get("kind", "retrieval")), "instruction": str(row.get("instruction") or ""), "query": query[0], "positive": positive[0], "negatives": negatives,
+        "kind": str(row.get("kind", "retrieval")), "instruction": str(row.get("instruction") or ""),
+        "query": query[0], "positive": positive[0], "negatives": negatives,
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from speedlit.data.tokens import TokenContract
 from speedlit.errors import UsageError
 from speedlit.files import content_id
 
+OVERHEAD = {"cpu": 128, "cuda": 4096}  # tokens that one more pass is worth: a GPU wants large passes
 Encode = Callable[[Any, TokenContract, list[dict[str, Any]]], list[collate.Sample]]
 
 
@@ -94,11 +95,12 @@ class Steps(Dataset[dict[str, Any]]):
         samples: the encoded samples.
         shape: of the shard sets.
         batch_size: samples of a step over all ranks.
-        micro_batch: samples (contrastive: texts) in one forward pass; None: all of this rank's at once.
+        micro_batch: samples (contrastive: texts) in one forward pass at most; None: no bound.
         seed: of the batch plan.
         rank: of this process; ``world`` is the number of processes.
         shuffle: False keeps the order of the shards (validation).
         drop_last: leave out the last, smaller batch (contrastive: of each kind).
+        overhead: what one more forward and backward pass costs, in padded tokens.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Steps(Dataset[dict[str, Any]]):
         world: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
+        overhead: int = 256,
     ) -> None:
+        self.overhead = overhead
         self.samples, self.shape, self.batch_size, self.micro_batch, self.seed = samples, shape, batch_size, micro_batch, seed
         self.rank, self.world, self.shuffle, self.drop_last = rank, world, shuffle, drop_last
         self.pad = samples.tokenizer.pad_token_id or 0
@@ -153,9 +157,10 @@ class Steps(Dataset[dict[str, Any]]):
         part = plan.rank_slice(batch, self.samples.widths, self.rank, self.world)
         targets = self.samples.targets
         if self.shape == "contrastive":
-            micro = [collate.collate_contrastive([self.samples[i] for i in part], self.pad, 1 + int(targets[batch].max()), self.micro_batch)]
+            slots = 1 + int(targets[batch].max())
+            micro = [collate.collate_contrastive([self.samples[i] for i in part], self.pad, slots, self.micro_batch, self.overhead)]
         else:
-            cuts = plan.micro_batches(part, self.samples.widths, self.micro_batch)
+            cuts = plan.micro_batches(part, self.samples.widths, self.micro_batch, self.overhead)
             micro = [collate.collate_rows([self.samples[i] for i in cut], self.pad) for cut in cuts]
         return {"micro": micro, "samples": len(batch), "targets": int(targets[batch].sum()), "tokens": int(self.samples.widths[part].sum()), "number": number}
 
@@ -269,8 +274,12 @@ class ShardData(L.LightningDataModule):
         world = self.trainer.world_size
         if self.batch_size % world and self.shape == "contrastive":
             raise UsageError(f"data.batch_size is {self.batch_size} and there are {world} processes: a contrastive batch must divide evenly")
-        steps = Steps(samples, self.shape, self.batch_size, self.micro_batch, self.seed, self.trainer.global_rank, world, shuffle, shuffle and self.drop_last)
-        return StepLoader(steps, self.workers, pin=self.trainer.strategy.root_device.type == "cuda")
+        gpu = self.trainer.strategy.root_device.type == "cuda"
+        steps = Steps(
+            samples, self.shape, self.batch_size, self.micro_batch, self.seed, self.trainer.global_rank, world, shuffle, shuffle and self.drop_last,
+            overhead=OVERHEAD["cuda" if gpu else "cpu"],
+        )  # fmt: skip
+        return StepLoader(steps, self.workers, pin=gpu)
 
     def train_dataloader(self) -> StepLoader:
         """Optimizer steps."""
@@ -296,7 +305,7 @@ class SFTData(ShardData):
     Args:
         shards: shard set, or several that are read as one.
         batch_size: samples of an optimizer step over all ranks and micro-batches.
-        micro_batch: samples in one forward pass, of similar length; null: the whole share of a rank.
+        micro_batch: samples in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
@@ -313,7 +322,7 @@ class PreferenceData(ShardData):
     Args:
         shards: shard set, or several that are read as one.
         batch_size: pairs of an optimizer step over all ranks and micro-batches.
-        micro_batch: pairs in one forward pass, of similar length; null: the whole share of a rank.
+        micro_batch: pairs in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
@@ -330,7 +339,7 @@ class ContrastiveData(ShardData):
     Args:
         shards: shard set, or several that are mixed.
         batch_size: queries of an optimizer step over all ranks; all of them are each other's negatives.
-        micro_batch: texts in one forward pass, of similar length (the loss still sees the whole batch); null: all at once.
+        micro_batch: texts in one forward pass at most, of similar length; the loss still sees the whole batch.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.

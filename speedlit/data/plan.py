@@ -61,12 +61,43 @@ def rank_slice(batch: np.ndarray, widths: np.ndarray, rank: int, world: int) -> 
     return longest_first[rank::world]
 
 
-def micro_batches(part: np.ndarray, widths: np.ndarray, size: int | None) -> list[np.ndarray]:
-    """Cut a rank's slice into micro-batches of ``size`` samples of similar length (None: one micro-batch)."""
-    if size is None or len(part) <= size:
-        return [part]
+def micro_batches(part: np.ndarray, widths: np.ndarray, size: int | None = None, overhead: int = 256) -> list[np.ndarray]:
+    """Cut a rank's slice into micro-batches of similar length, so that little of them is padding.
+
+    Args:
+        part: sample indices.
+        widths: length of every sample of the set.
+        size: samples in a micro-batch at most; None: no bound.
+        overhead: what one more forward and backward pass costs, in padded tokens.
+    """
     by_length = part[np.argsort(widths[part], kind="stable")]
-    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    return [by_length[start:end] for start, end in cuts(widths[by_length], size, overhead)]
+
+
+def cuts(sorted_widths: np.ndarray, size: int | None = None, overhead: int = 256) -> list[tuple[int, int]]:
+    """Where to cut rows in ascending order of length: the split with the fewest padded tokens plus overhead.
+
+    Args:
+        sorted_widths: ascending.
+        size: rows in a piece at most.
+        overhead: cost of a piece besides its padded tokens.
+
+    Returns:
+        Start and end of each piece.
+    """
+    count = len(sorted_widths)
+    size = min(size or count, count)
+    best, origin = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        first = max(0, end - size)
+        costs = best[first:end] + (end - np.arange(first, end)) * sorted_widths[end - 1]
+        pick = int(costs.argmin())
+        best[end], origin[end] = costs[pick] + overhead, first + pick
+    found, end = [], count
+    while end > 0:
+        found.append((int(origin[end]), end))
+        end = int(origin[end])
+    return found[::-1]
 
 
 def equal_parts(batches: list[np.ndarray], world: int) -> tuple[list[np.ndarray], int]:

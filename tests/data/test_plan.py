@@ -55,6 +55,23 @@ def test_ranks_and_micro_batches_share_a_batch_without_loss(world: int, micro: i
         assert max(sums) - min(sums) <= 0.35 * max(sums)
 
 
+def test_cuts_are_the_cheapest_there_are() -> None:
+    from itertools import combinations
+
+    generator = np.random.default_rng(0)
+    for count, size, overhead in ((1, None, 5), (7, None, 20), (8, 3, 20), (8, None, 10**6), (8, None, 0)):
+        widths = np.sort(generator.integers(1, 60, count))
+        splits = [[0, *inner, count] for k in range(count) for inner in combinations(range(1, count), k)]
+        pieces = [list(zip(split[:-1], split[1:], strict=True)) for split in splits]
+        allowed = [p for p in pieces if size is None or max(end - start for start, end in p) <= size]
+        cost = min(sum((end - start) * int(widths[end - 1]) + overhead for start, end in p) for p in allowed)
+        found = plan.cuts(widths, size, overhead)
+        assert found in allowed
+        assert sum((end - start) * int(widths[end - 1]) + overhead for start, end in found) == cost
+        if overhead == 10**6:
+            assert found == [(0, count)]
+
+
 def test_equal_parts_say_what_they_leave_out() -> None:
     batches, left = plan.equal_parts([np.arange(7), np.arange(4), np.arange(1)], 2)
     assert [len(b) for b in batches] == [6, 4]
