@@ -109,7 +109,8 @@ class MTEB(L.Callback):
         options = {"instructions": self.instructions, "instruct": self.instruct, "token_budget": self.token_budget}
         encoder = module_encoder(pl_module, name=f"speedlit/{Path(trainer.default_root_dir).name}", revision=f"step-{step}", **options)
         failures: dict[str, str] = {}
-        scores = evaluate(encoder, self._tasks, output=self.output if trainer.is_global_zero else None, failed=failures.__setitem__)
+        output = self.output if trainer.is_global_zero else None
+        scores = evaluate(encoder, self._tasks, output=output, resume=False, failed=failures.__setitem__)  # a step's number doesn't name its weights
         self.seconds += time.monotonic() - start
         self.history.append((step, scores))
         self._log(trainer, step, scores)

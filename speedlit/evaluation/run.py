@@ -29,15 +29,21 @@ Failed = Callable[[str, str], None]
 
 
 def evaluate(
-    encoder: Encoder, tasks: Sequence[AbsTask], *, output: Path | None = None, failed: Failed | None = None, progress: bool = False
+    encoder: Encoder,
+    tasks: Sequence[AbsTask],
+    *,
+    output: Path | None = None,
+    resume: bool = True,
+    failed: Failed | None = None,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Main score of every task, as a fraction of 1.
 
     Args:
         encoder: the model to score.
         tasks: tasks from ``load_tasks``. They are not changed, and give the same samples every time.
-        output: results in mteb's own layout go to ``output/results/<model>/<revision>/<task>.json``; a task whose file is there
-            already is read from it, not run again (the revision must therefore name the weights).
+        output: results in mteb's own layout go to ``output/results/<model>/<revision>/<task>.json``.
+        resume: a task whose file is there already is read from it, not run again; only for a revision that names the weights.
         failed: told the name of a task that failed and why; the others go on. None makes the first failure an error.
         progress: show a bar.
 
@@ -47,7 +53,7 @@ def evaluate(
     scores: dict[str, float] = {}
     with same_randomness(), quiet(), Progress("evaluate", len(tasks), "tasks") if progress else _silent() as bar:
         for task in tasks:
-            outcome = _run(encoder, task, output)
+            outcome = _run(encoder, task, output, resume)
             name = task.metadata.name
             if not isinstance(outcome, str):
                 scores[name] = outcome
@@ -71,7 +77,7 @@ def evaluate_folder(
         return evaluate(open_encoder(model, **options), ready, output=Path(output) if output else None, progress=progress)
 
 
-def _run(encoder: Encoder, task: AbsTask, output: Path | None) -> float | str:
+def _run(encoder: Encoder, task: AbsTask, output: Path | None, resume: bool) -> float | str:
     """The main score of one task, or why there is none."""
     import mteb
     from mteb.cache import ResultCache
@@ -79,7 +85,7 @@ def _run(encoder: Encoder, task: AbsTask, output: Path | None) -> float | str:
 
     meta = encoder.mteb_model_meta
     files = ResultCache(cache_path=output) if output is not None else None
-    if files is not None:
+    if files is not None and resume:
         path = files.get_task_result_path(task.metadata.name, meta)
         if path.is_file():
             return float(TaskResult.from_disk(path).get_score())

@@ -75,6 +75,17 @@ def test_the_score_of_the_callback_is_that_of_the_saved_folder(made, sets, tmp_p
 
 
 @pytest.mark.slow
+def test_another_run_of_the_same_name_does_not_get_the_old_scores(made, sets, tmp_path):
+    found = []
+    for seed in (1, 2):
+        watched = recipe(made, scorer(data=str(sets), tasks="Ret", output=str(tmp_path / "results"), at_start=False), steps=2)
+        watched["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.02 * seed
+        found.append(fit(watched, tmp_path / str(seed) / "run", progress=False)["final"]["mteb/Ret"])
+    assert found[0] != found[1]
+    assert len(list((tmp_path / "results").rglob("step-2/Ret.json"))) == 1
+
+
+@pytest.mark.slow
 def test_a_failing_task_does_not_stop_the_training(made, sets, tmp_path, capsys, monkeypatch):
     from mteb.abstasks import AbsTaskSTS
 
