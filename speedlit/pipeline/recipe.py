@@ -54,7 +54,7 @@ FIXED = {
     "gradient_clip_val": "model.init_args.clip",
 }
 TOP = ("seed_everything", "model", "data", "optimizer", "trainer", "ckpt_path", "threads")
-NESTED = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
+NESTED: dict[str, Any] = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
 
 
 class Parser(LightningCLI):

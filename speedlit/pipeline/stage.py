@@ -17,6 +17,7 @@ from typing import Any
 from speedlit import __version__
 from speedlit.context import Context
 from speedlit.files import content_id, read_json, remove, sha256_file, write_json
+from speedlit.pipeline.yamlfiles import fit_recipe
 
 SUCCESS = "_SUCCESS"
 PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
@@ -59,7 +60,7 @@ def config_slice(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, 
         value: Any = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        out[key] = value
+        out[key] = fit_recipe(value) if isinstance(value, Mapping) and "recipe" in value else value  # a changed recipe file counts
         if key in ("base", "embedder_base") and isinstance(value, str):
             out[f"{key} files"] = model_mark(value)
     return out

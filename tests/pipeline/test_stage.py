@@ -153,3 +153,14 @@ def test_another_base_under_the_same_name_counts_as_a_change(tmp_path: Path) -> 
     (base / "model.safetensors").write_bytes(b"other")
     assert config_slice({"base": str(base)}, ("base",)) != before
     assert config_slice({"base": "speedlit:base"}, ("base",))["base files"]
+
+
+def test_a_changed_recipe_file_counts_as_a_change(tmp_path: Path) -> None:
+    from speedlit.pipeline.stage import config_slice
+
+    recipe = tmp_path / "fit.yaml"
+    recipe.write_text("model: {class_path: A}\n")
+    config = {"junior": {"recipe": str(recipe), "set": {}}}
+    before = config_slice(config, ("junior",))
+    recipe.write_text("model: {class_path: B}\n")
+    assert config_slice(config, ("junior",)) != before
