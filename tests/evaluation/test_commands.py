@@ -75,6 +75,10 @@ def test_the_banking_recipe_trains(minilm, evaldata, tmp_path):
 
     source = evaldata / "Banking77Classification" / "train.jsonl"
     assert main(["shard", str(source), "--to", str(tmp_path / "data"), "--text", "text", "--label", "label"]) == 0
+    from speedlit.data.shards import ShardSet
+
+    row = ShardSet(tmp_path / "data")[0]
+    assert row["labels"][0] != row["labels"][1]  # texts of one intent in a batch are no negatives, for which the labels are needed
     config = read_recipe("examples/banking77")
     config["threads"] = 1
     config["data"]["init_args"].update(shards=str(tmp_path / "data"), batch_size=8)
