@@ -14,7 +14,7 @@ import numpy as np
 from speedlit.errors import UsageError
 
 
-def global_batches(count: int, size: int, seed: int, epoch: int, kinds: Sequence[int] | None = None, keep_rest: bool = True) -> list[np.ndarray]:
+def global_batches(count: int, size: int, seed: int, epoch: int, kinds: Sequence[int] | np.ndarray | None = None, keep_rest: bool = True) -> list[np.ndarray]:
     """The global batches of one epoch, in order.
 
     Args:

@@ -21,7 +21,7 @@ from speedlit.files import content_id, disk_error, read_json, remove, sha256_fil
 
 SCHEMA = 1
 MANIFEST, INDEX, LENGTHS = "manifest.json", "index.json", "lengths.npy"
-IN_MEMORY = 256 << 20  # bytes of chunks up to which a set is read once and kept
+IN_MEMORY = 128 << 20  # bytes of chunks up to which a set is read once and kept
 
 # What a row must hold, and which of it is measured (in characters) for the plan of a run.
 SHAPES: dict[str, dict[str, type]] = {
@@ -70,8 +70,9 @@ def write_shards(rows: Iterable[dict[str, Any]], out: Path, shape: str, chunk_by
     out = Path(out)
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise UsageError(f"{out} is there already and is not a finished shard set; name another folder or remove it")
+    for stale in out.parent.glob(f".{out.name}.*.tmp"):  # of an interrupted attempt
+        remove(stale)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    remove(temporary)
     try:
         temporary.mkdir(parents=True)
         manifest = _write(rows, temporary, shape, chunk_bytes)
@@ -170,7 +171,7 @@ class ShardSet:
     @property
     def small(self) -> bool:
         """Whether all rows are kept in memory once read."""
-        return sum(chunk["bytes"] for chunk in self.manifest.chunks) <= IN_MEMORY
+        return sum(int(chunk["bytes"]) for chunk in self.manifest.chunks) <= IN_MEMORY
 
     def verify(self) -> ShardSet:
         """Compare every file with the manifest; returns itself.
@@ -221,7 +222,7 @@ class ShardSet:
 
     def lengths(self) -> np.ndarray:
         """Characters per row and text field, shape (rows, fields)."""
-        return np.load(self.path / LENGTHS)
+        return np.asarray(np.load(self.path / LENGTHS))
 
     def _open(self) -> Any:
         if self._reader is None:

@@ -66,7 +66,7 @@ class TokenContract:
         """
         if self.bos is False:
             return None
-        found = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+        found: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
         if found is None and self.bos:
             raise UsageError("tokens.bos is true, but the tokenizer has neither a BOS nor a CLS token; set it to null")
         return found
@@ -79,7 +79,7 @@ class TokenContract:
         """
         if not self.eos:
             return None
-        found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        found: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         if found is None:
             raise UsageError("tokens.eos is true, but the tokenizer has neither an EOS nor a SEP token; set it to false")
         return found
@@ -135,7 +135,10 @@ def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Ids of several texts without any special tokens of the tokenizer's own making."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    found: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]  # fmt: skip
+    return found
 
 
 def _front(bos: int | None, ids: list[int]) -> list[int]:

@@ -11,14 +11,14 @@ class _Gather(torch.autograd.Function):
     """All ranks' rows, in the order of ranks. The gradient is the sum over ranks of what each of them did with our rows."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
         ctx.count = len(rows)
         out = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(out, rows.contiguous())
         return torch.cat(out)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient[dist.get_rank() * ctx.count :][: ctx.count]
@@ -28,7 +28,8 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     """Rows of all ranks, each rank with equally many; itself where there is one process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
-    return _Gather.apply(rows)
+    gathered: torch.Tensor = _Gather.apply(rows)
+    return gathered
 
 
 def info_nce(queries: torch.Tensor, candidates: torch.Tensor, positive: torch.Tensor, temperature: torch.Tensor | float, allowed: torch.Tensor) -> torch.Tensor:

@@ -137,7 +137,8 @@ def chain(name: str, adapters: list[str] | None = None) -> tuple[str, list[Path]
     Returns:
         The folder or hub id of the full weights, and the adapter folders to merge, oldest first, none twice.
     """
-    base, merged = resolve(name), []
+    merged: list[Path] = []
+    base = resolve(name)
     for place in [base, *(resolve(str(a)) for a in adapters or [])]:
         folder = Path(place)
         if not (folder / "adapter_config.json").is_file():
@@ -197,7 +198,7 @@ def load_weights(place: str, head: bool, backbone: Backbone, quantization: Any =
     folder = Path(place)
     if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHTS):
         raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it")
-    kind = AutoModelForCausalLM if head else AutoModel
+    kind: Any = AutoModelForCausalLM if head else AutoModel
     extra = {"quantization_config": quantization} if quantization is not None else {}
     try:
         model, info = kind.from_pretrained(
@@ -248,7 +249,7 @@ def _cannot_load(place: str, what: str, error: Exception) -> UsageError:
 
 def made_with_head(adapter: Path) -> bool:
     """Whether an adapter was trained on a causal language model; its layer names differ from those of an embedder's."""
-    return read_json(adapter / "adapter_config.json").get("task_type") == "CAUSAL_LM"
+    return bool(read_json(adapter / "adapter_config.json").get("task_type") == "CAUSAL_LM")
 
 
 def merge_adapter(model: Any, folder: Path) -> Any:
@@ -272,12 +273,13 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     return merged
 
 
-def hidden_states(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Last hidden states (B, T, D), through the network's own forward, which is where the attention switch works."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(inner, "lm_head", None) is not None:
         inner = inner.get_decoder()
-    return inner(input_ids=ids, attention_mask=mask).last_hidden_state  # config.use_cache is False
+    hidden: torch.Tensor = inner(input_ids=ids, attention_mask=mask).last_hidden_state  # config.use_cache is False
+    return hidden
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ Places of other folders are stored relative to the folder, so that a run can be 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from speedlit import __version__
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import UsageError
-from speedlit.files import fsync_dir, read_json, remove, write_json
+from speedlit.files import disk_error, fsync_dir, read_json, remove, write_json
 from speedlit.models.backbone import CARD, Backbone, hidden_states, load_config, load_tokenizer, resolve
 from speedlit.models.pooling import embed
 
@@ -122,16 +124,22 @@ def save_folder(model: Any, tokenizer: Any, out: Path, *, role: str, backbone: B
         backbone: what the model started from.
         tokens: the contract to load it with.
     """
+    for stale in out.parent.glob(f".{out.name}.*.tmp"):  # of an interrupted attempt
+        remove(stale)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    remove(temporary)
     temporary.mkdir(parents=True)
     is_adapter = hasattr(model, "peft_config")
     base, adapters = backbone.chain()
     if backbone.name.startswith(("speedlit:", "package:")) and base == resolve(backbone.name):
         base = backbone.name  # found again wherever the package is installed
     base = _portable(base, out)
-    _save_weights(model, temporary, base)
-    tokenizer.save_pretrained(temporary)
+    try:
+        _save_weights(model, temporary, base)
+        tokenizer.save_pretrained(temporary)
+    except (OSError, SafetensorError) as error:
+        remove(temporary)
+        reason = error if isinstance(error, OSError) else OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error))
+        raise disk_error(reason, out) from error
     info = {
         "schema": SCHEMA, "role": role, "base": base, "attention": backbone.attention, "tokens": tokens.to_json(), "code": __version__,
         "adapters": [_portable(str(a), out) for a in adapters] if is_adapter else [],
@@ -152,7 +160,8 @@ def save_untrained(finished: Path, out: Path) -> Path:
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     remove(temporary)
-    shutil.copytree(finished, temporary, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "adapter_config.json", "config.json", "generation_config.json"))
+    weights = ("*.safetensors", "*.bin", "adapter_config.json", "config.json", "generation_config.json")
+    shutil.copytree(finished, temporary, ignore=shutil.ignore_patterns(*weights))
     info = read_json(finished / CARD)
     near = (finished / info["base"]).resolve()
     write_json(temporary / CARD, {**info, "adapters": [], "base": _portable(str(near), out) if near.is_dir() else info["base"]})

@@ -194,7 +194,7 @@ class SpeedModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable weights (no decay on vectors such as norms and biases) and its schedule."""
         trained = [weight for weight in self.parameters() if weight.requires_grad]
-        groups = [{"params": [w for w in trained if w.ndim > 1]}, {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": [w for w in trained if w.ndim > 1]}, {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0}]
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
         for group in optimizer.param_groups:
             if group.get("fused", False) is None and not group.get("foreach"):

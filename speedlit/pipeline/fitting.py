@@ -48,15 +48,16 @@ def fit(config: dict[str, Any], out: Path | str, *, progress: bool = True) -> di
 
     set_threads(config)
     cli = make({**config, "trainer": {**(config.get("trainer") or {}), "default_root_dir": str(out)}})
-    add_callbacks(cli.trainer, progress, out.name)
-    clock = next(c for c in cli.trainer.callbacks if isinstance(c, Metrics))
+    trainer: Any = cli.trainer
+    add_callbacks(trainer, progress, out.name)
+    clock = next(c for c in trainer.callbacks if isinstance(c, Metrics))
     run_fit(cli, out / "checkpoints" / "last.ckpt")
     model = out / "model"
-    if cli.trainer.is_global_zero:
+    if trainer.is_global_zero:
         cli.model.save_model(model)
-    final = {**getattr(cli.model, "figures", {}), **{name: float(value) for name, value in cli.trainer.callback_metrics.items()}}
-    result = {"steps": cli.trainer.global_step, "seconds": round(clock.seconds, 3), "final": final, "model": str(model)}
-    if cli.trainer.is_global_zero:
+    final = {**getattr(cli.model, "figures", {}), **{name: float(value) for name, value in trainer.callback_metrics.items()}}
+    result = {"steps": trainer.global_step, "seconds": round(clock.seconds, 3), "final": final, "model": str(model)}
+    if trainer.is_global_zero:
         write_json(out / RESULT, result)
     return result
 
@@ -78,6 +79,10 @@ def run_fit(cli: Any, checkpoint: Path) -> None:
         raise
     except OSError as error:
         raise disk_error(error, checkpoint.parent) from error
+    except SystemExit:  # Lightning ends an interrupted process on its own
+        if cli.trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def add_callbacks(trainer: Any, progress: bool, label: str) -> None:

@@ -264,3 +264,53 @@ def test_attention_is_probed_on_the_module_that_trains(root: Path, tmp_path: Pat
 def test_trained_and_total_parameters_are_shown(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert in_child(fit, recipe(root, "sft", trainer={"max_epochs": 1}), tmp_path, progress=False) == 0
     assert "4,096 of 48,288 parameters are trained (8.48%)" in capfd.readouterr().err
+
+
+def limited(config: dict[str, Any], out: Path, size: int) -> None:
+    """A fit whose files may not grow beyond ``size`` bytes, as on a full disk."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        fit(config, out, progress=False)
+    except SpeedlitError as error:
+        (out / "said.txt").write_text(str(error))
+        raise
+
+
+@pytest.mark.parametrize("size", [30_000, 150_000])
+def test_a_full_disk_is_said_in_a_sentence_and_the_fit_goes_on_later(root: Path, tmp_path: Path, size: int) -> None:
+    """First the checkpoint has no room, then (smaller than a checkpoint, larger than metrics) the model's tokenizer."""
+    callbacks = [{"class_path": "Resume", "init_args": {"every_n_steps": 2 if size < 100_000 else None, "every_seconds": None, "at_end": size < 100_000}}]
+    config = recipe(root, "sft", lora=size < 100_000, trainer={"callbacks": callbacks})
+    assert in_child(limited, config, tmp_path, size) == 3
+    assert "cannot write" in (tmp_path / "said.txt").read_text()
+    assert not (tmp_path / "model").exists()
+    assert fit(config, tmp_path, progress=False)["steps"] == 8
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_an_interrupted_fit_goes_on(root: Path, tmp_path: Path) -> None:
+    """Ctrl-C: KeyboardInterrupt reaches the front door, which says how to go on."""
+    import lightning as L
+
+    from speedlit.pipeline.recipe import make
+
+    class Press(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                raise KeyboardInterrupt
+
+    def run() -> None:
+        from speedlit.pipeline.fitting import add_callbacks, run_fit
+
+        config = recipe(root, "sft", trainer={"default_root_dir": str(tmp_path)})
+        cli = make(config)
+        add_callbacks(cli.trainer, False, "fit")
+        cli.trainer.callbacks.append(Press())
+        with pytest.raises(KeyboardInterrupt):
+            run_fit(cli, tmp_path / "none")
+
+    assert in_child(run) == 0
