@@ -48,7 +48,8 @@ def test_the_base_knows_synonyms():
 @pytest.mark.slow
 def test_a_short_rebuild_gives_the_same_bytes_twice(tmp_path):
     for name in ("one", "two"):
-        subprocess.run([sys.executable, str(ROOT / "scripts/build_base.py"), "--out", str(tmp_path / name), "--steps", "10", "--second", "4"], check=True, capture_output=True)
+        command = [sys.executable, str(ROOT / "scripts/build_base.py"), "--out", str(tmp_path / name), "--steps", "10", "--second", "4"]
+        subprocess.run(command, check=True, capture_output=True)
     recipes = [json.loads((tmp_path / name / "RECIPE.json").read_text()) for name in ("one", "two")]
     assert recipes[0] == recipes[1]
     shipped = json.loads((BASE / "RECIPE.json").read_text())
