@@ -89,6 +89,8 @@ class Metrics(L.Callback):
         else:
             self._writer.writerow(row)
             self._stream.flush()
+        for logger in trainer.loggers:  # those a recipe asks for
+            logger.log_metrics({name: value for name, value in figures.items() if not name.startswith("mteb/")}, step=trainer.global_step)
 
     def _new_scores(self, trainer: L.Trainer) -> dict[str, float]:
         """Scores that changed since the last line."""

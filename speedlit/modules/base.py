@@ -47,9 +47,9 @@ class Schedule:
         if self.kind not in ("linear", "cosine", "constant"):
             raise UsageError(f"schedule.kind is {self.kind!r}; choose linear, cosine or constant")
 
-    def factor(self, step: int, total: int) -> float:
+    def factor(self, step: int, total: float) -> float:
         """What the peak rate is multiplied with in step ``step`` (from 0) of ``total``."""
-        warm = self.warmup_steps if self.warmup_steps is not None else math.ceil(self.warmup_ratio * total)
+        warm = self.warmup_steps if self.warmup_steps is not None else math.ceil(self.warmup_ratio * total) if self.warmup_ratio else 0
         if step < warm:
             return (step + 1) / warm  # never 0: the first step must move the weights
         if self.kind == "constant":
@@ -199,7 +199,9 @@ class SpeedModule(L.LightningModule):
         for group in optimizer.param_groups:
             if group.get("fused", False) is None and not group.get("foreach"):
                 group["fused"] = True  # one call for all weights, on the CPU as well
-        total = int(self.trainer.estimated_stepping_batches)
+        if self.schedule.kind != "constant" and math.isinf(self.trainer.estimated_stepping_batches):
+            raise UsageError(f"schedule.kind {self.schedule.kind} must know where the run ends: set trainer.max_epochs or trainer.max_steps, or take constant")
+        total = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

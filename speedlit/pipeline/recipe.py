@@ -143,6 +143,10 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"trainer.{key} has no effect here; set {instead}")
     if "strategy" in trainer:
         trainer["strategy"] = strategy(trainer["strategy"])
+    if not any(trainer.get(key) for key in ("max_epochs", "max_steps", "max_time", "fast_dev_run")):
+        trainer["max_epochs"] = 1  # Lightning would take 1,000
+    if any(str(callback.get("class_path", "")).endswith("ModelCheckpoint") for callback in trainer.get("callbacks") or [] if isinstance(callback, dict)):
+        trainer.setdefault("enable_checkpointing", True)
     return {**config, "trainer": trainer}
 
 

@@ -314,3 +314,21 @@ def test_an_interrupted_fit_goes_on(root: Path, tmp_path: Path) -> None:
             run_fit(cli, tmp_path / "none")
 
     assert in_child(run) == 0
+
+
+def test_validation_loggers_and_best_checkpoints_of_a_recipe(root: Path, tmp_path: Path) -> None:
+    """Lightning's own parts work beside ours: a validation set, ModelCheckpoint on its loss, a logger; one epoch unless told otherwise."""
+    best = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val_loss", "dirpath": str(tmp_path / "best")}}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path / "log")}}
+    config = recipe(root, "sft", data={"validation": str(root / "sft")}, trainer={"max_epochs": None, "callbacks": [best], "logger": logger})
+    result = fit(config, tmp_path, progress=False)
+    assert result["steps"] == 4
+    assert 0 < result["final"]["val_loss"] < 10
+    assert metrics(tmp_path)[-1]["val_loss"] == pytest.approx(result["final"]["val_loss"], abs=1e-6)
+    assert list((tmp_path / "best").glob("*.ckpt"))
+    assert "grad_norm" in next((tmp_path / "log").rglob("metrics.csv")).read_text()
+
+
+def test_a_falling_rate_needs_an_end(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="where the run ends"):
+        fit(recipe(root, "sft", trainer={"max_epochs": -1, "max_time": "00:00:00:05"}), tmp_path, progress=False)
