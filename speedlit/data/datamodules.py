@@ -172,8 +172,20 @@ class Steps(Dataset[dict[str, Any]]):
             micro = [collate.collate_contrastive([self.samples[i] for i in part], self.pad, slots, self.micro_batch, self.overhead)]
         else:
             cuts = plan.micro_batches(part, self.samples.widths, self.micro_batch, self.overhead)
-            micro = [collate.collate_rows([self.samples[i] for i in cut], self.pad) for cut in cuts]
+            micro = [self.rows(cut) for cut in cuts]
         return {"micro": micro, "samples": len(batch), "targets": int(targets[batch].sum()), "tokens": int(self.samples.widths[part].sum()), "number": number}
+
+
+    def rows(self, places: np.ndarray) -> dict[str, Any]:
+        """The micro-batch of the samples at ``places`` (sft, preference)."""
+        return {**collate.collate_rows([self.samples[i] for i in places], self.pad), "places": torch.from_numpy(places)}
+
+    def sweep(self) -> Iterator[dict[str, Any]]:
+        """Every sample of the set once over all ranks, in micro-batches that depend on nothing but lengths."""
+        order = np.argsort(self.samples.widths, kind="stable")
+        size = min(self.micro_batch or self.batch_size, self.batch_size)
+        for start, end in plan.cuts(self.samples.widths[order], size, self.overhead)[self.rank :: self.world]:
+            yield self.rows(order[start:end])
 
 
 class StepLoader:
@@ -298,6 +310,11 @@ class ShardData(L.LightningDataModule):
         """Optimizer steps."""
         assert self.train is not None
         return self.train
+
+    def sweep(self) -> tuple[int, Iterator[dict[str, Any]]]:
+        """How many training samples there are, and this rank's share of them in micro-batches, once and in a fixed order."""
+        assert self.train is not None
+        return len(self.train.steps.samples), self.train.steps.sweep()
 
     def val_dataloader(self) -> StepLoader | list[Any]:
         """Validation steps in the order of the shards; empty without ``validation``."""

@@ -145,6 +145,18 @@ def test_without_beta_dpo_is_sft_on_the_chosen(root: Path, tmp_path: Path) -> No
         assert torch.allclose(two[name], weight, atol=1e-6), name
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_all_references_train_alike(root: Path, tmp_path: Path, lora: bool) -> None:
+    weights = {}
+    for reference in ("adapter_off", "copy", "precomputed") if lora else ("copy", "precomputed"):
+        config = recipe(root, "preference", lora=lora, model={"reference": reference, "clip": None}, optimizer=SGD)
+        fit(config, tmp_path / reference, progress=False)
+        weights[reference] = load_file(next((tmp_path / reference / "model").glob("*.safetensors")))
+    for reference, found in weights.items():
+        for name, weight in weights["copy"].items():
+            assert torch.allclose(found[name], weight, atol=1e-5), (reference, name)
+
+
 def test_what_dpo_refuses(root: Path) -> None:
     backbone = Backbone(str(root / "base"))
     for settings, pattern in (

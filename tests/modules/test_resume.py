@@ -55,6 +55,18 @@ def test_killed_fits_go_on_bit_for_bit(root: Path, straight: dict[str, Path], tm
     assert outcome(tmp_path) == expected
 
 
+def test_a_killed_full_fit_with_precomputed_reference_goes_on(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights are trained, so the start model is no longer there after a resume unless it is built again."""
+    monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: "the killer is not part of the recipe")
+    for reference in ("precomputed", "copy"):
+        config = recipe(root, "preference", lora=False, model={"reference": reference})
+        assert in_child(fit, config, tmp_path / reference, progress=False) == 0
+        killed = tmp_path / f"{reference}-killed"
+        assert in_child(fit, with_callbacks(config, {"after_step": 5}), killed, progress=False) == -9
+        assert in_child(fit, with_callbacks(config, None), killed, progress=False) == 0
+        assert outcome(killed) == outcome(tmp_path / reference)
+
+
 def test_more_epochs_after_an_end_go_on_in_the_same_order(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One epoch, then the same with two: the second epoch is that of a run of two (constant rate, as a schedule depends on its end)."""
     monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: str(config["trainer"]["max_epochs"]))
