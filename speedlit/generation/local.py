@@ -15,8 +15,6 @@ import inspect
 import itertools
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 from speedlit.context import Reply, Request
 from speedlit.errors import SpeedlitError
 from speedlit.models.folder import load_folder
+from speedlit.workers import begin_worker
 
 WINDOW = 1024  # requests that are sorted by length together
 GROW = 32  # token places that are added to a cache at a time
@@ -341,18 +340,8 @@ _worker: Writer | None = None
 
 def _begin_worker(folder: str, dtype: str, device: str) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to handle: it closes its workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
+    begin_worker()
     _worker = Writer(folder, dtype, device)
-
-
-def _die_with_parent() -> None:
-    """A run that is killed must not leave workers behind."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(batch: Sequence[Request]) -> list[tuple[Drawn, int]]:

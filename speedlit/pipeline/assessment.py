@@ -18,8 +18,8 @@ import numpy as np
 from speedlit.context import Context
 from speedlit.evaluation.bootstrap import cluster_bootstrap, paired_bootstrap, t_interval
 from speedlit.files import read_json, write_json
+from speedlit.pipeline.parallel import in_processes
 from speedlit.pipeline.training import evaluation_folder
-from speedlit.pipeline.workers import in_processes
 from speedlit.records import Generation, Prompt, Record, Revision, read_rows
 
 PAIRS = (("senior", "junior"), ("control", "junior"), ("senior", "control"), ("refined", "senior"), ("refined", "junior"))
@@ -83,9 +83,8 @@ def texts(path: Path, prompts: Sequence[Prompt]) -> list[list[tuple[str, str]]]:
 def refined_texts(refinement: Path, senior: list[list[tuple[str, str]]], synthesis: Path) -> list[list[tuple[str, str]]]:
     """The senior's answers after revision. An answer that was no record, or that the revisor left alone, stays as it was."""
     generation_of = {r.id: r.generation_id for r in read_rows(synthesis / "records-senior.jsonl", Record)}
-    revised = {
-        generation_of[r.record_id]: json.dumps(r.after, ensure_ascii=False) for r in read_rows(refinement / "revisions.jsonl", Revision) if r.status == "revised"
-    }
+    rows_of = read_rows(refinement / "revisions.jsonl", Revision)
+    revised = {generation_of[r.record_id]: json.dumps(r.after, ensure_ascii=False) for r in rows_of if r.status == "revised"}
     return [[(g, revised.get(g, text)) for g, text in rows] for rows in senior]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from speedlit.context import Context
 from speedlit.errors import SpeedlitError
-from speedlit.pipeline.workers import in_processes
+from speedlit.pipeline.parallel import in_processes
 from speedlit.pipeline.yamlfiles import fit_recipe, merge
 from speedlit.records import Preference, Prompt, Record, Revision, read_rows
 

@@ -70,12 +70,9 @@ def difference_table(quality: dict[str, Any]) -> Table:
     names = ordered(next(iter(quality["sources"].values())), CHECKS)
     head = ["check", *(f"{d['of']} - {d['over']}" for d in quality["differences"])]
     rows = [[name, *(verdict(d[name]) for d in quality["differences"])] for name in names]
-    return Table(
-        "record quality, differences",
-        head,
-        rows,
-        "paired by prompt; where the interval holds 0 the cell says: no gain. control = SFT on the chosen answers: the senior's data, steps and learning rate, beta 0",
-    )
+    note = "paired by prompt; where the interval holds 0 the cell says: no gain. "
+    note += "control = SFT on the chosen answers: the senior's data, steps and learning rate, beta 0"
+    return Table("record quality, differences", head, rows, note)
 
 
 def embedder_table(embedders: dict[str, Any]) -> Table:

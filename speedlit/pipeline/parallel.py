@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +11,7 @@ from typing import Any
 
 from speedlit.errors import SpeedlitError
 from speedlit.progress import Progress
+from speedlit.workers import begin_worker
 
 
 def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int, label: str) -> list[Any]:
@@ -29,7 +29,7 @@ def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int,
     if processes <= 1:
         return [_call(target, dict(job)) for job in jobs]
     results: list[Any] = [None] * len(jobs)
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_alone)
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=begin_worker)
     try:
         futures = {pool.submit(_call, target, {**job, "progress": False}): i for i, job in enumerate(jobs)}
         with Progress(label, len(jobs), "fits") as progress:
@@ -41,13 +41,6 @@ def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int,
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return results
-
-
-def _alone() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _call(target: str, arguments: dict[str, Any]) -> Any:
