@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=7000, help="of the first phase")
-    parser.add_argument("--second", type=int, default=1000, help="steps of the second phase")
+    parser.add_argument("--second", type=int, default=1500, help="steps of the second phase")
     parser.add_argument("--start", type=Path, help="folder of a finished first phase: do the second one only")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--rows", type=int, default=16, help="sequences in a batch")

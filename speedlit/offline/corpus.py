@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from speedlit.offline.grammar import FORMS, PLURAL, article, phrase, predicate, render
+from speedlit.offline.grammar import FORM, FORMS, PLURAL, article, phrase, predicate, render
 from speedlit.offline.lexicon import ADJECTIVES, ATTRIBUTES, CONCEPTS, KEYS, PHRASES, TASKS, TOPICS
 from speedlit.offline.world import QUERY_STYLES, World, put
 
@@ -184,13 +184,17 @@ def _sort_of(rng: random.Random, world: World, key: str) -> str:
 
 
 def edit_list(rng: random.Random, world: World) -> str:
-    """An order to list edits and a list of edits to no text."""
+    """Some JSON, an order to list edits, and edits that could be made there: what they find is there, why they are made isn't."""
+    keys = rng.choice(list(KEYS.values()))
+    values = {key: _sort_of(rng, world, key) for key in keys}
     edits = []
-    for _ in range(rng.randint(0, 3)):
-        attribute = rng.choice(ATTRIBUTES)
-        one, two = (rng.choice(FORMS[attribute, rng.randrange(16)]) for _ in range(2))
-        edits.append([rng.choice(_KEYS), *_change(rng, attribute, one, two)])
-    return "Revise the record: list the edits as JSON.\n" + json.dumps({"edits": edits})
+    for key in keys:
+        found = [word for word in values[key].rstrip("?.").split() if word in FORM]
+        if found and rng.random() < 0.5:
+            word = rng.choice(found)
+            attribute, _ = FORM[word]
+            edits.append([key, f" {word}", f" {rng.choice(FORMS[attribute, rng.randrange(16)])}"])
+    return json.dumps(values) + "\nRevise the record: list the edits as JSON.\n" + json.dumps({"edits": edits})
 
 
 # (page, share) of the first phase, and of a short second one in which JSON always has the keys that were asked for.
@@ -205,14 +209,14 @@ FIRST: tuple[tuple[Page, float], ...] = (
     (instruction, 0.09),
 )
 SECOND: tuple[tuple[Page, float], ...] = (
-    (entity, 0.30),
+    (entity, 0.26),
     (dictionary, 0.08),
-    (comparison, 0.12),
-    (question, 0.13),
+    (comparison, 0.10),
+    (question, 0.11),
     (infobox, 0.05),
     (knowledge, 0.05),
-    (json_answer, 0.18),
-    (edit_list, 0.04),
+    (json_answer, 0.16),
+    (edit_list, 0.14),
     (instruction, 0.05),
 )
 
