@@ -13,7 +13,10 @@ from speedlit.cli import COMMANDS, main
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from speedlit.cli import main; main(['--help']); main(['list']); print([m for m in sys.modules if m in ('torch', 'lightning', 'transformers')])"
+    code = (
+        "import sys; from speedlit.cli import main; main(['--help']); main(['list']); "
+        "print([m for m in sys.modules if m in ('torch', 'lightning', 'transformers')])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.rstrip().endswith("[]")
 

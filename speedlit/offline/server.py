@@ -10,6 +10,7 @@ import errno
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +55,11 @@ class Server(ThreadingHTTPServer):
             if getattr(error, "errno", None) == errno.EADDRINUSE:
                 raise UsageError(f"port {port} on {host} is in use: choose another with --port, or --port 0 for any free one") from error
             raise UsageError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}; choose another --port") from error
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing when a client went away (a run that was stopped); anything else is shown as usual."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def server_bind(self) -> None:
         """Bind without the reverse name look-up of ``HTTPServer``, which can take seconds offline."""

@@ -205,11 +205,11 @@ class HTTPBackend:
             if key not in self._pending:
                 self._pending[key] = self._loop.create_future()
                 mine[key] = request
-        shared = [asyncio.shield(self._pending[key]) for key in keys]
+        futures = [self._pending[key] for key in keys]
         asking = asyncio.ensure_future(self._fulfil(mine))
         try:
             await asking
-            results = await asyncio.gather(*shared)
+            results = await asyncio.gather(*map(asyncio.shield, futures))
         finally:
             asking.cancel()
         first = set(mine)
