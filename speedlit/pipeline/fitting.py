@@ -3,7 +3,7 @@
     fit(recipe, out) -> {"steps", "seconds", "final", "model"}
 
 ``out`` holds ``checkpoints/last.ckpt``, ``metrics.csv``, ``model/`` and, last, ``fit.json``. A finished fit is not done again;
-one with another recipe or other shards starts anew.
+one with another recipe, other shards or another start model begins anew.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from speedlit.errors import UsageError
-from speedlit.files import content_id, disk_error, read_json, remove, write_json
+from speedlit.files import content_id, disk_error, read_json, remove, sha256_file, write_json
 
+PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
 RESULT, STATE = "fit.json", "fit-started.json"
 
 
@@ -98,11 +99,24 @@ def add_callbacks(trainer: Any, progress: bool, label: str) -> None:
 
 
 def _identity(config: dict[str, Any]) -> str:
-    """What the outcome depends on: the recipe without threads and loader workers, and the shards' digests."""
+    """What the outcome depends on: the recipe without threads and loader workers, the shards, and the models it starts from."""
     data = dict((config.get("data") or {}).get("init_args") or {})
     workers = {key: value for key, value in data.items() if key != "workers"}
     places = data.get("shards", [])
     manifests = [Path(place) / "manifest.json" for place in ([places] if isinstance(places, str) else places)]
     digests = [content_id(read_json(path)) if path.is_file() else None for path in manifests]
+    backbone = ((config.get("model") or {}).get("init_args") or {}).get("backbone") or {}
+    models = [_fingerprint(str(name)) for name in (backbone.get("name", ""), *(backbone.get("adapters") or []))]
     plain = {**{key: value for key, value in config.items() if key != "threads"}, "data": {**(config.get("data") or {}), "init_args": workers}}
-    return content_id([plain, digests])
+    return content_id([plain, digests, models])
+
+
+def _fingerprint(name: str) -> str | None:
+    """What a model folder holds: digests of its files (size and time of those above 64 MiB); None for a hub id."""
+    folder = PACKAGED if name == "speedlit:base" else Path(name)
+    if not name or not folder.is_dir():
+        return None
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors", ".bin")]
+    stats = {path.name: path.stat() for path in files}
+    large = 64 << 20
+    return content_id({p.name: sha256_file(p) if stats[p.name].st_size <= large else [stats[p.name].st_size, stats[p.name].st_mtime_ns] for p in files})

@@ -96,6 +96,16 @@ def test_a_finished_fit_is_not_done_again_and_other_data_start_anew(root: Path, 
     assert len((place / "metrics.csv").read_text().splitlines()) == 5
 
 
+def test_another_start_model_begins_anew(root: Path, tmp_path: Path) -> None:
+    from tests.helpers import tiny_llama
+
+    tiny_llama(tmp_path / "base", seed=1)
+    config = recipe(root, "sft", model={"backbone": {"name": str(tmp_path / "base")}}, trainer={"max_epochs": 1})
+    first = fit(config, tmp_path / "fit", progress=False)
+    tiny_llama(tmp_path / "base", seed=2)
+    assert fit(config, tmp_path / "fit", progress=False)["final"]["loss"] != first["final"]["loss"]
+
+
 def test_a_damaged_checkpoint_is_named(root: Path, tmp_path: Path) -> None:
     from speedlit.errors import UsageError
 
