@@ -109,6 +109,7 @@ class Context:
         out: the folder to write in; files in it survive an interruption, and the pipeline finishes it.
         inputs: folder of each finished stage by name.
         config: the resolved run config as plain dicts (read only).
+        likelihood: ``likelihood(role, prompts, answers)`` gives the log-probability of each answer under a trained generator.
         shard: ``(i, n)``: this process does the i-th of n parts.
         root: the run's root folder.
         backend: ``backend(role)`` gives the writer for ``teacher``, ``junior``, ``senior``, ``control`` or ``revisor``.
@@ -123,6 +124,7 @@ class Context:
     backend: Callable[[str], Backend]
     checker: Callable[[str, Any], Any] | None = None
     shard: tuple[int, int] = (0, 1)
+    likelihood: Callable[[str, Sequence[str], Sequence[str]], list[float]] | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
     def mine(self, items: Sequence[Any]) -> Sequence[Any]:

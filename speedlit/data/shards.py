@@ -149,6 +149,8 @@ class ShardSet:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_file():
+            raise UsageError(f"shards {self.path} is a file; `speedlit shard {self.path} --to DIR` makes a shard set of it, then name DIR")
         if not self.path.is_dir():
             raise UsageError(f"shards {self.path}: no such folder; `speedlit shard SOURCE --to {self.path}` makes one")
         if not (self.path / MANIFEST).is_file():

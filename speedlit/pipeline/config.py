@@ -193,6 +193,7 @@ class RunConfig:
         prompts: prompt set by name (``paper``, ``mini``) or folder.
         revision: what a revision looks like: ``full`` record or ``edits``.
         revise_fields: JSON keys that the revisor may change; null allows all.
+        revision_guard: ``likelihood`` takes a revision back that the senior finds less likely than its own record; null: none.
         control: also train the best-of-n control (the senior's data, steps and learning rate, but beta 0).
         threads: torch threads of this process; null leaves torch's default.
     """
@@ -205,6 +206,7 @@ class RunConfig:
     prompts: str = "paper"
     revision: str = "full"
     revise_fields: list[str] | None = None
+    revision_guard: str | None = None
     control: bool = True
     threads: int | None = None
     topics: Topics = field(default_factory=Topics)
@@ -293,6 +295,8 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"topics.depth is {config.topics.depth}; it must be at least 2")
     if config.revision not in ("full", "edits"):
         bad.append(f"revision is {config.revision!r}; choose full or edits")
+    if config.revision_guard not in (None, "likelihood"):
+        bad.append(f"revision_guard is {config.revision_guard!r}; choose likelihood or null")
     unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}
     if unknown:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")

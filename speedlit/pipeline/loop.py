@@ -34,6 +34,7 @@ def lazily(module: str) -> Callable[[Context], None]:
 SYNTH = "speedlit.synthesis.stages."
 TRAIN = "speedlit.pipeline."
 TEACHER = ("teacher.model", "teacher.temperature", "teacher.max_tokens", "teacher.embedded", "seed", "prompts")
+REVISION = ("revision", "revise_fields", "revision_guard", "prompts")
 COMPARED = ("counts.candidates", "counts.test_samples", "control", "comparison.sources")
 SAMPLING = ("sampling.temperature", "sampling.top_p", "sampling.max_tokens", "sampling.batch_size", "sampling.dtype", "seed")
 
@@ -51,7 +52,7 @@ def stages() -> dict[str, Stage]:
         ("revisions", ("tasks", "candidates"), ("counts.revisions", "revision", *TEACHER), SYNTH + "revisions", True),
         ("revisor", ("tasks", "revisions"), ("revisor", "revision", "base", "seed", "prompts"), TRAIN + "training.revisor", False),
         ("synthesis", ("tasks", "junior", "senior"), (*COMPARED, *SAMPLING), SYNTH + "synthesis", True),
-        ("refinement", ("tasks", "synthesis", "revisor"), ("revision", "revise_fields", "prompts", *SAMPLING), SYNTH + "refinement", True),
+        ("refinement", ("tasks", "synthesis", "revisor", "senior"), (*REVISION, *SAMPLING), SYNTH + "refinement", True),
         (
             "dataset",
             ("tasks", "seed", "synthesis", "refinement"),
@@ -183,7 +184,7 @@ def context(
 ) -> Context:
     """What the stage's function is given."""
     inputs = {name: every[name].folder(root) for name in every if name != stage.name and every[name].number < stage.number}
-    return Context(stage.name, out, inputs, plain, root, services.backend, services.checker(), shard)
+    return Context(stage.name, out, inputs, plain, root, services.backend, services.checker(), shard, services.likelihood)
 
 
 def read_seconds(folder: Path) -> float:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,12 @@ class Services:
             processes=sampling.processes,
             dtype=sampling.dtype,
         )
+
+    def likelihood(self, role: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """Log-probability of each answer under a trained generator."""
+        from speedlit.generation.scoring import sequence_logps
+
+        return sequence_logps(self.root / "stages" / FOLDERS[role], prompts, answers, self.config.sampling.batch_size, self.config.sampling.dtype)
 
     def url(self) -> str | None:
         """The teacher's base URL: the config's, else ``OPENAI_BASE_URL``, else the embedded teacher's, else the library's own."""

@@ -168,31 +168,44 @@ def parse_brainstorm(text: str, finish_reason: str = "stop") -> list[str]:
     return tasks
 
 
-def apply_edits(before: Mapping[str, str], edits: Sequence[Sequence[str]]) -> dict[str, str]:
+def apply_edits(before: Mapping[str, str], edits: Sequence[Sequence[str]], lenient: bool = False) -> dict[str, str]:
     """Apply ``[field, find, replace]`` one after the other; each replaces the first place where ``find`` stands.
 
+    Args:
+        lenient: pass over an edit that finds nothing to replace, as long as another one does.
+
     Raises:
-        Rejected: ``edit_shape``, ``edit_unknown_field``, ``edit_not_found`` or ``empty_field:K``.
+        Rejected: ``edit_unknown_field``, ``edit_not_found`` or ``empty_field:K``.
     """
     after = dict(before)
-    for edit in edits:
-        name, find, replace = edit
-        if name not in after:
+    missed = 0
+    for name, find, replace in edits:
+        if name not in after and not lenient:
             raise Rejected("edit_unknown_field")
-        if not find or find not in after[name]:
-            raise Rejected("edit_not_found")
+        if name not in after or not find or find not in after[name]:
+            missed += 1
+            if not lenient or missed == len(edits):
+                raise Rejected("edit_not_found")
+            continue
         after[name] = after[name].replace(find, replace, 1)
     return check_fields(after, list(before))
 
 
 def parse_change(
-    text: str, before: Mapping[str, str], keys: Sequence[str], form: str = "edits", finish_reason: str = "stop", allowed: Sequence[str] | None = None
+    text: str,
+    before: Mapping[str, str],
+    keys: Sequence[str],
+    form: str = "edits",
+    finish_reason: str = "stop",
+    allowed: Sequence[str] | None = None,
+    lenient: bool = False,
 ) -> Change:
     """Read a critic's or a revisor's answer and apply it to ``before``.
 
     Args:
         form: what was asked for; the other form is understood too, because models mix them up.
         allowed: fields that may change, or None for all; edits of others are left out and counted.
+        lenient: pass over edits that find nothing to replace.
 
     Raises:
         Rejected: the answer cannot be used; the caller keeps the record as it was.
@@ -209,7 +222,7 @@ def parse_change(
     else:
         raise Rejected(f"missing_key:{wanted}")
     kept = [edit for edit in edits if allowed is None or edit[0] in allowed or edit[0] not in before]
-    after = apply_edits(before, kept)
+    after = apply_edits(before, kept, lenient)
     return Change(after, [edit for edit in kept if edit[1] != edit[2]], _text(value.get("reason")), len(edits) - len(kept))
 
 

@@ -49,8 +49,10 @@ def choose(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     return [record for _, _, record in ranked[:count]]
 
 
-def revise(record: Record, prompt: Prompt, reply: Reply, form: str, source: str, allowed: Sequence[str] | None = None) -> tuple[Revision, str, int]:
-    """Apply an answer to a record.
+def revise(
+    record: Record, prompt: Prompt, reply: Reply, form: str, source: str, allowed: Sequence[str] | None = None, lenient: bool = False
+) -> tuple[Revision, str, int]:
+    """Apply an answer to a record; ``lenient`` passes over edits that find nothing to replace.
 
     Returns:
         The revision (a fallback that keeps the record where the answer is unusable), the reason of the fallback or "", and how many
@@ -60,7 +62,7 @@ def revise(record: Record, prompt: Prompt, reply: Reply, form: str, source: str,
     try:
         if reply.error:
             raise Rejected(f"no_answer:{reply.error}")
-        change = parse_change(reply.text, before, prompt.keys, form, reply.finish_reason, allowed)
+        change = parse_change(reply.text, before, prompt.keys, form, reply.finish_reason, allowed, lenient)
     except Rejected as reason:
         return Revision(record.id, prompt.id, record.kind, source, before, before, [], "fallback", str(reason)), str(reason), 0
     status = "revised" if change.after != before else "kept"
