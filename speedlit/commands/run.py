@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def run(argv: list[str]) -> int:
     from speedlit.pipeline.loop import Wanted
     from speedlit.pipeline.loop import run as loop
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: everything is closed
     summary = loop(config, Wanted(known.until, known.start))
     from speedlit.report.tables import show
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def _share(text: str) -> float:
@@ -26,7 +27,14 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--judge-noise", type=_share, default=0.0, help="share of rankings with shuffled scores (default 0)")
     serve.add_argument("--critic-noise", type=_share, default=0.0, help="share of critiques with a missing or needless edit (default 0)")
     serve.add_argument("--world-seed", type=int, default=0, help="which world; the shipped base model knows world 0 (default 0)")
+    serve.add_argument("--stop-with-stdin", action="store_true", help="also stop when standard input closes: a run's teacher never outlives it")
     return top
+
+
+def _until_closed(stop: Callable[[], None]) -> None:
+    while os.read(0, 4096):  # the descriptor itself: a locked sys.stdin would spoil the interpreter's end
+        pass
+    stop()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,6 +51,8 @@ def run(argv: Sequence[str]) -> int:
     server = Server(Teacher(World(args.world_seed), Noise(args.writer_noise, args.judge_noise, args.critic_noise)), args.host, args.port)
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
+    if args.stop_with_stdin:
+        threading.Thread(target=_until_closed, args=(server.shutdown,), daemon=True).start()
     print(f"speedlit teacher ready on http://{args.host}:{server.server_port}/v1", flush=True)
     server.serve_forever(poll_interval=0.1)
     server.server_close()

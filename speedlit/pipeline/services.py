@@ -109,8 +109,8 @@ class Services:
         if noise is None:
             raise SpeedlitError("no embedded teacher is configured")
         flags = [f"--{k.replace('_', '-')}={getattr(noise, k)}" for k in ("writer_noise", "judge_noise", "critic_noise", "world_seed")]
-        command = [sys.executable, "-m", "speedlit", "teacher", "serve", "--port=0", *flags]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "speedlit", "teacher", "serve", "--port=0", "--stop-with-stdin", *flags]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         line = self._process.stdout.readline() if self._process.stdout else ""
         if "http://" not in line:
             raise SpeedlitError("the embedded teacher did not start; try `speedlit teacher serve` to see why")

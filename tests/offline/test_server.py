@@ -152,3 +152,14 @@ def test_noise_outside_0_to_1_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         run(["serve", "--writer-noise", "3"])
     assert caught.value.code == 2 and "0 to 1" in capsys.readouterr().err
+
+
+def test_it_stops_when_its_run_is_gone():
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "speedlit", "teacher", "serve", "--port=0", "--stop-with-stdin"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert "http://" in process.stdout.readline()
+    process.stdin.close()
+    assert process.wait(20) == 0
