@@ -22,7 +22,7 @@ demo: .venv/.installed  ## the complete SPEED loop in miniature, offline; figure
 	$(BIN)/speedlit run --config demo --root $(ROOT)
 
 test: .venv/.installed  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_loop.py tests  # the longest file first
 
 lint: .venv/.installed  ## ruff
 	$(BIN)/ruff check speedlit callbacks tests scripts

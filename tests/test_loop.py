@@ -16,7 +16,7 @@ import pytest
 
 from speedlit.files import read_json, read_jsonl
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("loop")]
+pytestmark = [pytest.mark.slow]
 STAGES = [
     "topics",
     "tasks",

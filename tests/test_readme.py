@@ -27,7 +27,6 @@ def test_the_first_commands_are_make_demo_and_make_test() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("loop")
 def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
     """As written, but for the full demo, which stops after its tasks here (the smoke loop runs every stage elsewhere)."""
     (tmp_path / "tests").symlink_to(ROOT / "tests")
