@@ -93,6 +93,19 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON file that must be an object with ``keys``.
+
+    Raises:
+        UsageError: it is something else; names the file.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or any(key not in value for key in keys):
+        wanted = ", ".join(keys) or "keys"
+        raise UsageError(f"{path} is damaged (no JSON object with {wanted}); remove it, or its folder, to go on")
+    return value
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows as sorted-key JSON lines, atomically; returns how many."""
     count = 0

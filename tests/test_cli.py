@@ -38,6 +38,8 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config", "x", "run"], "stands before the command"),
         (["run", "--config", "dmo"], "demo"),
         (["run", "--config", "demo", "--until", "junio"], "no such stage"),
+        (["run", "--config", "demo", "--until", "seed", "--from", "junior"], "comes after --until"),
+        (["run", "--config", "demo", "--counts.seed", "many"], "command line: counts.seed"),
         (["run", "--config", "demo", "--counts.sed", "1"], "counts.seed"),
         (["run", "--config", "demo", "stray"], "unexpected word"),
         (["synth", "junior", "--config", "demo"], "no synthesis stage"),
@@ -71,3 +73,12 @@ def test_an_unreachable_teacher_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["run", "--config", "demo", "--root", str(tmp_path / "r"), "--topics", str(tmp_path / "topics.txt"), "--until", "tasks"]) == 1
     assert "127.0.0.1:9" in capsys.readouterr().err
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"identity": 3}'])
+def test_a_damaged_run_file_is_named(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "r"
+    root.mkdir()
+    (root / "run.json").write_text(damage)
+    assert main(["run", "--config", "demo", "--root", str(root), "--until", "topics"]) == 2
+    assert str(root) in capsys.readouterr().err

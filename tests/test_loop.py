@@ -16,7 +16,7 @@ import pytest
 
 from speedlit.files import read_json, read_jsonl
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STAGES = [
     "topics",
     "tasks",
@@ -62,7 +62,6 @@ def ids(root: Path, name: str) -> list[str]:
     return [row["id"] for row in read_jsonl(root / "stages" / name)]
 
 
-@pytest.mark.timeout(700)
 def test_all_stages_finish_and_count(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
     assert list(summary["stages"]) == sorted(STAGES) or set(summary["stages"]) == set(STAGES)
@@ -120,7 +119,6 @@ def test_a_stage_made_anew_asks_the_teacher_nothing(finished: Path, tmp_path: Pa
     assert ids(root, "03-seed/records.jsonl") == ids(finished, "03-seed/records.jsonl")
 
 
-@pytest.mark.timeout(700)
 def test_kill_9_anywhere_then_the_same_records(finished: Path, tmp_path: Path) -> None:
     """Killed at random moments, the run ends with the uninterrupted run's record ids and redoes no finished stage."""
     root, rng = tmp_path / "root", random.Random(time.time_ns())

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from speedlit.errors import UsageError
-from speedlit.files import atomic, read_json
+from speedlit.files import atomic, read_object
 
 
 def run(argv: list[str]) -> int:
@@ -29,6 +29,6 @@ def run(argv: list[str]) -> int:
 
     target = Path(known.to) if known.to else root / "report.html"
     with atomic(target) as stream:
-        stream.write(page(read_json(root / "run.json")["identity"]["name"], summarise(root, stages(), write=False)))
+        stream.write(page(read_object(root / "run.json", "identity")["identity"]["name"], summarise(root, stages(), write=False)))
     print(target)
     return 0

@@ -145,6 +145,8 @@ def save_folder(model: Any, tokenizer: Any, out: Path, *, role: str, backbone: B
         "adapters": [_portable(str(a), out) for a in adapters] if is_adapter else [],
     }  # fmt: skip
     write_json(temporary / CARD, info)
+    for path in temporary.iterdir():  # safetensors makes its files private, whatever the umask says
+        path.chmod((temporary / CARD).stat().st_mode)
     remove(out)
     temporary.rename(out)
     fsync_dir(out.parent)

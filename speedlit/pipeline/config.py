@@ -246,13 +246,15 @@ def parse(config: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise UsageError("\n".join(mistakes))
     parser = ArgumentParser(exit_on_error=False, parser_mode="yaml")
     parser.add_class_arguments(RunConfig, None)
+    where = str(path)
     try:
         namespace = parser.parse_object(values)
         if overrides:
+            where = "command line"
             namespace = parser.parse_args(list(overrides), namespace=namespace)
         made = parser.instantiate_classes(namespace)
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: {tidy(str(error))}") from error
+        raise UsageError(f"{where}: {tidy(str(error))}") from error
     if not isinstance(made, Namespace):
         raise TypeError("jsonargparse gave no namespace")
     return check(RunConfig(**{k: getattr(made, k) for k in RunConfig.__dataclass_fields__}), path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from speedlit.context import Context
 from speedlit.errors import SpeedlitError, UsageError
-from speedlit.files import read_json, write_json
+from speedlit.files import read_json, read_object, write_json
 from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
@@ -106,6 +106,8 @@ def run(config: RunConfig, wanted: Wanted | None = None, say: Callable[[str], No
     for flag, name in (("--until", wanted.until), ("--from", wanted.start)):
         if name is not None and name not in every:
             raise UsageError(f"{flag} {name}: no such stage; the stages are {' '.join(every)}")
+    if wanted.start and wanted.until and every[wanted.start].number > every[wanted.until].number:
+        raise UsageError(f"--from {wanted.start} comes after --until {wanted.until}; nothing would be run")
     root = Path(config.root)
     plain = config.plain()
     with owned(root, plain), Services(config, root) as services:
@@ -227,7 +229,8 @@ def owned(root: Path, plain: dict[str, Any], shard: tuple[int, int] = (0, 1)) ->
         mine = {key: plain[key] for key in IDENTITY}
         path = root / "run.json"
         if path.exists():
-            theirs = read_json(path).get("identity", {})
+            theirs = read_object(path).get("identity", {})
+            theirs = theirs if isinstance(theirs, dict) else {}
             differs = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in IDENTITY if theirs.get(k) != mine[k]]
             if differs:
                 raise UsageError(f"{root} belongs to another config ({'; '.join(differs)}); choose another --root, or remove that folder")
@@ -243,7 +246,7 @@ def summarise(root: Path, every: dict[str, Stage], write: bool = True) -> dict[s
     for stage in every.values():
         manifest = stage.folder(root) / "manifest.json"
         if (stage.folder(root) / "_SUCCESS").exists() and manifest.exists():
-            made = read_json(manifest)
+            made = read_object(manifest, "seconds", "ledger")
             summary["stages"][stage.name] = {"seconds": made["seconds"], **made["ledger"]}
     if "evaluation" in summary["stages"]:
         summary.update(read_json(every["evaluation"].folder(root) / "tables.json"))

@@ -128,10 +128,10 @@ class Services:
         if self.config.teacher.base_url is None and not os.environ.get("OPENAI_BASE_URL"):
             return True
         try:
-            self._ask("topics", None)
+            answer = self._ask("topics", None)
         except SpeedlitError:
             return False  # another teacher: the loop runs without the exact checker, and the tables say so
-        return True
+        return isinstance(answer, dict) and isinstance(answer.get("topics"), list)
 
     def _ask(self, name: str, payload: Any) -> Any:
         address = f"{(self.url() or '').rstrip('/').removesuffix('/v1')}/world/{name}"

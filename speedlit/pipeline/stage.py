@@ -16,7 +16,7 @@ from typing import Any
 
 from speedlit import __version__
 from speedlit.context import Context
-from speedlit.files import content_id, read_json, remove, sha256_file, write_json
+from speedlit.files import content_id, read_json, read_object, remove, sha256_file, write_json
 from speedlit.pipeline.yamlfiles import fit_recipe
 
 SUCCESS = "_SUCCESS"
@@ -90,7 +90,7 @@ def state(stage: Stage, made_from: dict[str, Any], root: Path) -> str:
     folder = stage.folder(root)
     begun = folder / "begun.json"
     if (folder / SUCCESS).exists() and (folder / "manifest.json").exists():
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_object(folder / "manifest.json", "parts", "config", "inputs")
         missing = [p for p in manifest["parts"] if not (folder / p).exists()]
         if missing:
             return f"stale: its file {missing[0]} is missing"
