@@ -146,7 +146,8 @@ def test_kill_9_anywhere_then_the_same_records(finished: Path, tmp_path: Path) -
 def test_topics_of_ones_own_are_cut_to_depth_four(tmp_path: Path) -> None:
     topics = Path(__file__).parent / "data" / "topics.txt"
     root = tmp_path / "root"
-    done = run(root, "--topics", str(topics), "--until", "tasks")
+    few = ["--counts.seed", "12", "--counts.root", "6", "--counts.synthesis", "6", "--counts.test", "0", "--tasks.test", "0", "--tasks.validation", "0"]
+    done = run(root, "--topics", str(topics), "--until", "tasks", *few)
     assert done.returncode == 0, done.stderr[-2000:]
     paths = [row["path"] for row in read_jsonl(root / "stages/01-topics/topics.jsonl")]
     assert "Arts/Movies/36_Hours_-_1964/Cast_and_Crew" in paths
