@@ -82,3 +82,9 @@ def test_a_damaged_run_file_is_named(damage: str, tmp_path: Path, capsys: pytest
     (root / "run.json").write_text(damage)
     assert main(["run", "--config", "demo", "--root", str(root), "--until", "topics"]) == 2
     assert str(root) in capsys.readouterr().err
+
+
+def test_a_binary_task_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tasks.txt").write_bytes(b"\xff\xfe\x00")
+    assert main(["evaluate", str(tmp_path), "--tasks", str(tmp_path / "tasks.txt")]) == 2
+    assert "not UTF-8" in capsys.readouterr().err

@@ -83,12 +83,16 @@ def read_names(tasks: str | None) -> list[str] | str | None:
     if tasks is None or not Path(tasks).is_file():
         return tasks
     path = Path(tasks)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text; --tasks takes task names, or a text file of them") from error
     if path.suffix in (".json", ".yaml", ".yml"):
         import yaml
 
-        names = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text(encoding="utf-8"))
+        names = read_json(path) if path.suffix == ".json" else yaml.safe_load(text)
     else:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
+        names = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{path} must hold a list of task names")
     return names
