@@ -9,6 +9,7 @@ from typing import Any
 
 from speedlit.errors import UsageError
 from speedlit.pipeline.yamlfiles import find_recipe, read_yaml, tidy, unknown_keys
+from speedlit.synthesis.budget import Price
 
 
 @dataclass
@@ -181,6 +182,21 @@ class Evaluation:
 
 
 @dataclass
+class Caps:
+    """Hard caps on what the whole run may spend on its teacher, what is in flight counted at the worst case; null is no cap.
+
+    Args:
+        usd: money, by ``prices``.
+        calls: requests that were or may have been answered.
+        tokens: of prompts and answers together.
+    """
+
+    usd: float | None = None
+    calls: int | None = None
+    tokens: int | None = None
+
+
+@dataclass
 class RunConfig:
     """The whole loop.
 
@@ -196,6 +212,8 @@ class RunConfig:
         revision_guard: ``likelihood`` takes a revision back that the senior finds less likely than its own record; null: none.
         control: also train the best-of-n control (the senior's data, steps and learning rate, but beta 0).
         threads: torch threads of this process; null leaves torch's default.
+        prices: model of the teacher -> what it costs.
+        budget: what the run may spend.
     """
 
     name: str = "speed"
@@ -213,6 +231,8 @@ class RunConfig:
     tasks: Tasks = field(default_factory=Tasks)
     counts: Counts = field(default_factory=Counts)
     teacher: Teacher = field(default_factory=Teacher)
+    prices: dict[str, Price] = field(default_factory=dict)
+    budget: Caps = field(default_factory=Caps)
     sampling: Generator = field(default_factory=Generator)
     filters: Filters = field(default_factory=Filters)
     junior: Training = field(default_factory=lambda: Training("fit/junior"))
@@ -304,6 +324,18 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")
     if config.teacher.concurrency < 1:
         bad.append(f"teacher.concurrency is {config.teacher.concurrency}; it must be at least 1")
+    bad += unpriced(config)
     if bad:
         raise UsageError("\n".join(f"{path}: {line}" for line in bad))
     return config
+
+
+def unpriced(config: RunConfig) -> list[str]:
+    """Mistakes in ``prices`` and ``budget``."""
+    bad = [f"budget.{name} is {cap}; it must be at least 0 (null: no cap)" for name, cap in asdict(config.budget).items() if cap is not None and cap < 0]
+    for model, price in config.prices.items():
+        bad += [f"prices.{model}.{key} is {value}; it must be at least 0" for key, value in asdict(price).items() if value < 0]
+    if config.budget.usd is not None and config.teacher.model not in config.prices:
+        name = config.teacher.model
+        bad.append(f"budget.usd needs a price: prices has no {name!r}; add `{name}: {{input: USD, output: USD}}` (per million tokens) to prices")
+    return bad
