@@ -56,10 +56,11 @@ def run(argv: list[str]) -> int:
         raise UsageError("nothing to run: add --tasks NAMES, or --data with a folder that holds a tasks.json")
     names = read_names(known.tasks)
     quiet_libraries()
-    from speedlit.evaluation.folders import open_encoder, read_instructions
+    from speedlit.evaluation.folders import check_model, open_encoder, read_instructions
     from speedlit.evaluation.run import evaluate
     from speedlit.evaluation.tasks import load_tasks
 
+    check_model(known.path)
     tasks = load_tasks(names, known.data)
     options: dict[str, Any] = {"token_budget": known.token_budget, "instruct": not known.no_instructions}
     if known.instructions:

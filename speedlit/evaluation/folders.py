@@ -15,6 +15,7 @@ from speedlit.errors import UsageError
 from speedlit.evaluation.encoder import Encoder
 from speedlit.files import sha256_file
 
+MARKS = ("speedlit.json", "modules.json", "config.json", "adapter_config.json")
 WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 
 
@@ -67,6 +68,19 @@ def open_encoder(
     loaded.tokens = replace(loaded.tokens, **changes)
     loaded.model.to(device)
     return Encoder(loaded.model, loaded.embed, loaded.tokenizer, loaded.tokens, **options)
+
+
+def check_model(path: str | Path) -> None:
+    """Look whether ``path`` can be a model at all, before any task is loaded.
+
+    Raises:
+        UsageError: it is a folder that holds none, or no folder at all.
+    """
+    from speedlit.models.backbone import resolve
+
+    folder = Path(resolve(str(path)))
+    if folder.is_dir() and not any((folder / name).is_file() for name in (*MARKS, "model/speedlit.json")):
+        raise UsageError(f"{path} holds no model: none of {', '.join(MARKS)} is in it; name a fit's folder, an exported folder or a Hugging Face model")
 
 
 def folder_hash(folder: Path) -> str:

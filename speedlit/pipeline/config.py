@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from speedlit.errors import UsageError
-from speedlit.pipeline.yamlfiles import find_recipe, read_yaml, tidy, unknown_keys
+from speedlit.pipeline.yamlfiles import find_recipe, merge, read_yaml, reason, unknown_keys
 from speedlit.synthesis.budget import Price
 
 
@@ -260,8 +262,10 @@ def parse(config: str, overrides: Sequence[str] = ()) -> RunConfig:
     from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
     path = find_recipe(config)
+    overrides, deep = split_deep(overrides)
     values = read_yaml(path)
-    mistakes = unknown_keys(values, RunConfig().plain(), str(path)) + unknown_flags(overrides, RunConfig().plain())
+    known = RunConfig(teacher=Teacher(embedded=Embedded())).plain()  # also the keys of what is off by default
+    mistakes = unknown_keys(values, known, str(path)) + unknown_flags(overrides, known) + no_mappings(values, known, str(path))
     if mistakes:
         raise UsageError("\n".join(mistakes))
     parser = ArgumentParser(exit_on_error=False, parser_mode="yaml")
@@ -274,10 +278,62 @@ def parse(config: str, overrides: Sequence[str] = ()) -> RunConfig:
             namespace = parser.parse_args(list(overrides), namespace=namespace)
         made = parser.instantiate_classes(namespace)
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {tidy(str(error))}") from error
+        raise UsageError(f"{where}: {reason(str(error))}") from error
     if not isinstance(made, Namespace):
         raise TypeError("jsonargparse gave no namespace")
-    return check(RunConfig(**{k: getattr(made, k) for k in RunConfig.__dataclass_fields__}), path)
+    config = RunConfig(**{k: getattr(made, k) for k in RunConfig.__dataclass_fields__})
+    for key, value in deep:
+        set_deep(config, key, value)
+    return check(config, path)
+
+
+def split_deep(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words of a command line without those below a ``set``, and these as (key, value): they belong to a fit recipe, not to this schema.
+
+    Raises:
+        UsageError: such a key has no value.
+    """
+    plain: list[str] = []
+    deep: list[tuple[str, str]] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if not word.startswith("--") or ".set." not in key:
+            plain.append(word)
+        elif equals or rest:
+            deep.append((key[2:], value if equals else rest.pop(0)))
+        else:
+            raise UsageError(f"{word} needs a value")
+    return plain, deep
+
+
+def set_deep(config: RunConfig, key: str, text: str) -> None:
+    """Lay ``junior.set.trainer.max_steps`` = ``3`` over the ``set`` of its training stage.
+
+    Raises:
+        UsageError: the key does not start with a training stage.
+    """
+    name, _, path = key.partition(".set.")
+    training = getattr(config, name, None)
+    if not isinstance(training, Training):
+        raise UsageError(f"--{key}: {name} is no training stage; there are junior, senior, revisor, embedder")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    training.set = merge(training.set, value)
+
+
+def no_mappings(values: dict[str, Any], known: dict[str, Any], where: str) -> list[str]:
+    """One line per section that holds a plain value."""
+    return [
+        f"{where}: {key} is {str(value)[:80]}; expected keys and values ({', '.join(known[key])})"
+        for key, value in values.items()
+        if isinstance(known.get(key), dict) and not isinstance(value, dict)
+    ]
 
 
 def unknown_flags(words: Sequence[str], known: dict[str, Any]) -> list[str]:
@@ -290,8 +346,7 @@ def unknown_flags(words: Sequence[str], known: dict[str, Any]) -> list[str]:
         branch: dict[str, Any] = {}
         for part in reversed(key.split(".")):
             branch = {part: branch}
-        if key.split(".set.")[0] == key:  # below `set` any key is the fit recipe's own
-            out += unknown_keys(branch, known, f"--{key}")
+        out += unknown_keys(branch, known, f"--{key}")
     return out
 
 

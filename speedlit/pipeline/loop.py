@@ -16,6 +16,7 @@ from speedlit.context import Context
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json, read_object, write_json
 from speedlit.pipeline.config import RunConfig
+from speedlit.pipeline.preflight import ahead, preflight
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
 
@@ -110,6 +111,9 @@ def run(config: RunConfig, wanted: Wanted | None = None, say: Callable[[str], No
         raise UsageError(f"--from {wanted.start} comes after --until {wanted.until}; nothing would be run")
     root = Path(config.root)
     plain = config.plain()
+    to_train = ahead(every.values(), plain, root, wanted.until, wanted.start)
+    if to_train:  # before anything is asked of the teacher, and before the root is this config's
+        preflight(to_train, plain)
     with owned(root, plain), Services(config, root) as services:
         for stage in every.values():
             perform(stage, every, plain, root, services, say, redo=stage.name == wanted.start)
@@ -154,6 +158,8 @@ def perform(
     """Bring one stage to its finished state."""
     made_from = fingerprint(stage, plain, root, every)
     now = state(stage, made_from, root)
+    if now.startswith("damaged") and not redo:
+        raise SpeedlitError(f"{stage.name}:{now[len('damaged:') :]}; put the file back, or redo the stage and what depends on it with --from {stage.name}")
     label = f"[{stage.number:2d}/{len(every)}] {stage.name}"
     if now == "done" and not redo:
         say(f"{label}: already done")

@@ -23,7 +23,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
-from speedlit.pipeline.yamlfiles import merge, nested, suggestion
+from speedlit.pipeline.yamlfiles import merge, nested, reason, suggestion
 from speedlit.strategies import strategy
 
 # Short names in recipes; any importable class may be named by its full path instead.
@@ -104,21 +104,6 @@ def ours(error: BaseException | None) -> SpeedlitError | None:
     while error is not None and not isinstance(error, SpeedlitError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def reason(message: str) -> str:
-    """Key, value and expectation out of the parser's many lines, in one sentence."""
-    keys = list(re.finditer(r'key "([^"]+)"', message))
-    tail = message[keys[-1].end() :] if keys else message
-    value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value.*)?$", tail, re.MULTILINE)
-    before = tail[: value.start()] if value else tail
-    wanted = [a or b for a, b in re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", before)]
-    wanted = [name for name in dict.fromkeys(wanted) if name != "NoneType" or len(set(wanted)) == 1]
-    if not keys or not wanted:
-        lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-        start = next((i + 1 for i, line in enumerate(lines) if line == "Errors:"), 0)
-        return lines[start][:300] if lines else message
-    return f"{'.'.join(k[1] for k in keys)} is {value[1][:80] if value else 'wrong'}; expected {' or '.join(wanted)}"
 
 
 def quiet() -> None:

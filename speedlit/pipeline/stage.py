@@ -86,7 +86,7 @@ def fingerprint(stage: Stage, config: Mapping[str, Any], root: Path, stages: Map
 
 
 def state(stage: Stage, made_from: dict[str, Any], root: Path) -> str:
-    """``done``, ``half`` (interrupted, same making), ``new``, or ``stale: why``."""
+    """``done``, ``half`` (interrupted, same making), ``new``, ``stale: why``, or ``damaged: why`` (a finished file is another now)."""
     folder = stage.folder(root)
     begun = folder / "begun.json"
     if (folder / SUCCESS).exists() and (folder / "manifest.json").exists():
@@ -97,10 +97,28 @@ def state(stage: Stage, made_from: dict[str, Any], root: Path) -> str:
         if manifest["config"] != made_from["config"]:
             return "stale: its config changed"
         changed = sorted(k for k, v in made_from["inputs"].items() if manifest["inputs"].get(k) != v)
-        return f"stale: its input {', '.join(changed)} changed" if changed else "done"
+        if changed:
+            return f"stale: its input {', '.join(changed)} changed"
+        other = altered(folder, manifest)
+        return f"damaged: {folder / other} is not what the stage wrote (its sha256 differs from the manifest's)" if other else "done"
     if begun.exists():
         return "half" if read_json(begun) == made_from else "stale: it was interrupted under another config or other inputs"
     return "new"
+
+
+def altered(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The first part whose content is no longer the manifest's, or ""; only parts whose size or time changed are read again."""
+    marks = manifest.get("marks", {})
+    for part, digest in manifest["parts"].items():
+        if mark(folder / part) != marks.get(part) and sha256_file(folder / part) != digest:
+            return str(part)
+    return ""
+
+
+def mark(path: Path) -> list[int]:
+    """Size and time of the last change: equal marks mean equal content, unless somebody takes pains."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def begin(stage: Stage, made_from: dict[str, Any], root: Path, fresh: bool) -> Path:
@@ -127,6 +145,7 @@ def finish(stage: Stage, made_from: dict[str, Any], ctx: Context, seconds: float
         "code": __version__,
         "ledger": ctx.ledger.to_json(),
         "parts": {p: sha256_file(folder / p) for p in parts},
+        "marks": {p: mark(folder / p) for p in parts},
     }
     write_json(folder / "manifest.json", manifest)
     (folder / "begun.json").unlink(missing_ok=True)

@@ -96,13 +96,22 @@ def fit_recipe(training: dict[str, Any]) -> dict[str, Any]:
     return merge(recipe, training["set"])
 
 
-def tidy(message: str) -> str:
-    """Key and reason out of a parser's several lines, in one sentence."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    key = re.search(r'key "([^"]+)"', message)
-    reason = next((line for line in reversed(lines) if "xpected" in line or "not" in line), lines[-1] if lines else message)
-    reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace(". Got value:", " but got")
-    return (f"{key.group(1)}: {reason}" if key else reason)[:400]
+def reason(message: str) -> str:
+    """Key, value and expectation out of the parser's many lines, in one sentence."""
+    keys = list(re.finditer(r'key "([^"]+)"', message))
+    tail = message[keys[-1].end() :] if keys else message
+    value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value.*)?$", tail, re.MULTILINE)
+    before = tail[: value.start()] if value else tail
+    wanted = [a or b for a, b in re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", before)]
+    wanted = [name for name in dict.fromkeys(wanted) if name != "NoneType" or len(set(wanted)) == 1]
+    if not keys or not wanted:
+        lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+        start = next((i + 1 for i, line in enumerate(lines) if line == "Errors:"), 0)
+        section = re.fullmatch(r'Parser key "([^"]+)":?', lines[start]) if lines else None
+        if section:
+            return f"{section[1]}: {' '.join(lines[start + 1 : start + 2])[:250] or 'wrong value'}"
+        return lines[start][:300] if lines else message
+    return f"{'.'.join(k[1] for k in keys)} is {value[1][:80] if value else 'wrong'}; expected {' or '.join(wanted)}"
 
 
 def suggestion(key: str, known: Sequence[str], prefix: str = "") -> str:

@@ -44,6 +44,12 @@ def test_evaluate_a_model_that_is_not_there(sets, capsys):
     assert "model ./gone: no such folder" in capsys.readouterr().err
 
 
+def test_evaluate_a_folder_that_holds_no_model(sets, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no model")
+    assert main(["evaluate", str(tmp_path), "--tasks", "Ret", "--data", str(sets), "--pooling", "mean"]) == 2
+    assert "holds no model: none of speedlit.json" in capsys.readouterr().err
+
+
 def test_names_from_a_file(tmp_path):
     (tmp_path / "names.txt").write_text("# quick\nA\n\nB\n")
     (tmp_path / "names.json").write_text(json.dumps(["A", "B"]))

@@ -38,6 +38,10 @@ def test_every_shipped_loop_parses_with_the_real_parser(name: str) -> None:
         ("counts: {seed: 0}\ntasks: {test: 2}\n", ["counts.seed is 0", "tasks.test is 2"]),
         ("revision: half\n", ["revision", "full or edits"]),
         ("comparison: {sources: [juniors]}\n", ["juniors", "junior"]),
+        ("teacher: {embedded: {writer_nois: 1}}\n", ["teacher.embedded.writer_nois", "teacher.embedded.writer_noise"]),
+        ("teacher: {embedded: {writer_noise: loud}}\n", ["teacher.embedded.writer_noise is loud; expected float"]),
+        ("threads: many\n", ["threads is many; expected int"]),
+        ("sampling: 3\nfilters:\n", ["sampling is 3; expected keys and values", "filters is None; expected keys"]),
         ("a: [1\n", ["not valid YAML", ":2"]),
         ("", ["holds nothing"]),
         ("- 1\n", ["list"]),
@@ -56,6 +60,11 @@ def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
     assert parse(path, ["--counts.seed=8", "--topics.file", "t.txt"]).topics.file == "t.txt"
     with pytest.raises(UsageError, match=r"counts\.sed.*did you mean `counts\.seed`"):
         parse(path, ["--counts.sed", "7"])
+
+
+def test_deep_keys_below_set_arrive_nested(tmp_path: Path) -> None:
+    config = parse(write(tmp_path, "name: x\n"), ["--junior.set.model.init_args.clip", "2", "--junior.set.trainer.max_steps", "3"])
+    assert config.junior.set == {"model": {"init_args": {"clip": 2}}, "trainer": {"max_steps": 3}}
 
 
 def test_a_missing_recipe_names_its_neighbours() -> None:

@@ -85,6 +85,28 @@ def test_a_missing_part_is_noticed(loop: Loop) -> None:
     assert loop.run() == ["b"]
 
 
+def test_a_changed_byte_in_a_finished_file_is_told_and_nothing_is_overwritten(loop: Loop) -> None:
+    loop.run()
+    part = loop.every["b"].folder(loop.root) / "sub" / "out.txt"
+    mine = part.read_bytes() + b"!"
+    part.write_bytes(mine)
+    with pytest.raises(SpeedlitError, match=r"b: .*out\.txt is not what the stage wrote.*--from b"):
+        loop.run()
+    assert part.read_bytes() == mine
+    services = Services(RunConfig(root=str(loop.root)), loop.root)
+    perform(loop.every["b"], loop.every, loop.config, loop.root, services, loop.said.append, redo=True)
+    assert loop.run() == []
+
+
+def test_a_copied_root_is_still_finished(loop: Loop) -> None:
+    import os
+
+    loop.run()
+    for part in loop.root.rglob("*.txt"):
+        os.utime(part, (1, 1))  # as a copy without times would have it
+    assert loop.run() == []
+
+
 def test_an_interrupted_stage_goes_on_in_its_folder(loop: Loop) -> None:
     loop.fail = {"b"}
     with pytest.raises(SpeedlitError):

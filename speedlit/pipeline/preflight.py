@@ -1,0 +1,81 @@
+"""What can be known to fail before a run spends anything: base models and fit recipes of the training stages still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.files import content_id, read_object
+from speedlit.pipeline.stage import SUCCESS, Stage, config_slice
+from speedlit.pipeline.yamlfiles import fit_recipe, merge
+
+TRAINED = ("junior", "senior", "revisor", "embedder")
+
+
+def ahead(stages: Iterable[Stage], plain: Mapping[str, Any], root: Path, until: str | None, start: str | None) -> list[str]:
+    """The training stages that a run would do: not finished under this config, or redone from ``start`` on, up to ``until``."""
+    found, redo = [], False
+    for stage in stages:
+        redo = redo or stage.name == start
+        if stage.name in TRAINED and (redo or not finished(stage, plain, root)):
+            found.append(stage.name)
+        if stage.name == until:
+            break
+    return found
+
+
+def finished(stage: Stage, plain: Mapping[str, Any], root: Path) -> bool:
+    """Whether the stage's folder was finished under this config (its inputs aside)."""
+    manifest = stage.folder(root) / "manifest.json"
+    if not (stage.folder(root) / SUCCESS).exists() or not manifest.exists():
+        return False
+    return bool(read_object(manifest, "config")["config"] == content_id(config_slice(plain, stage.keys)))
+
+
+def preflight(names: Iterable[str], plain: Mapping[str, Any]) -> None:
+    """Parse the fit recipes of some training stages with the real parser, and open config and tokenizer of their bases.
+
+    Raises:
+        UsageError: every mistake found, each with its key; nothing was asked or trained yet.
+    """
+    mistakes: list[str] = []
+    bases: dict[str, str] = {}
+    for name in names:
+        key = "embedder_base" if name == "embedder" and plain["embedder_base"] else "base"
+        bases[key] = plain[key]
+        mistakes += said(lambda name=name, key=key: check_recipe(plain[name], plain[key]), f"{name}: ")  # type: ignore[misc]
+    for key, base in bases.items():
+        mistakes += said(lambda base=base: check_base(base), f"{key}: ")  # type: ignore[misc]
+    if mistakes:
+        raise UsageError("\n".join(dict.fromkeys(mistakes)))
+
+
+def said(check: Any, prefix: str) -> list[str]:
+    """What a check complains about, a line each; nothing where it passes."""
+    try:
+        check()
+    except SpeedlitError as error:
+        return [prefix + line for line in str(error).splitlines()]
+    return []
+
+
+def check_recipe(training: dict[str, Any], base: str) -> None:
+    """The recipe as the stage would fill it in, parsed without making anything."""
+    from speedlit.pipeline.recipe import Checker, make
+
+    filled = {"model": {"init_args": {"backbone": {"name": base}}}, "data": {"init_args": {"shards": "-"}}}
+    make(merge(fit_recipe(training), filled), Checker)
+
+
+def check_base(name: str) -> None:
+    """Weights, config and tokenizer are there; the weights themselves are not read."""
+    from speedlit.models.backbone import WEIGHTS, Backbone, load_config
+
+    backbone = Backbone(name)
+    place, _ = backbone.chain()
+    load_config(place, backbone)
+    if Path(place).is_dir() and not any((Path(place) / weights).is_file() for weights in WEIGHTS):
+        raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it")
+    backbone.tokenizer()

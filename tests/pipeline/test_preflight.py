@@ -1,0 +1,43 @@
+"""What would fail in a later stage is told before the first one spends anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speedlit.cli import main
+from speedlit.pipeline.config import parse
+from speedlit.pipeline.loop import stages
+from speedlit.pipeline.preflight import ahead
+from tests.helpers import tiny_llama
+
+
+def run(tmp_path: Path, *words: str) -> int:
+    return main(["run", "--config", "smoke", "--root", str(tmp_path / "root"), *words])
+
+
+def test_all_mistakes_of_later_stages_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--junior.set.trainer.max_stepz", "3", "--embedder.set.data.init_args.batchsize", "3", "--base", "./nowhere"]
+    assert run(tmp_path, *words) == 2
+    err = capsys.readouterr().err
+    assert "junior: recipe: unknown key `trainer.max_stepz`" in err
+    assert "embedder: recipe: unknown key `data.init_args.batchsize`" in err
+    assert "base: model ./nowhere: no such folder" in err
+    assert not (tmp_path / "root").exists()  # nothing was begun, and the root is not yet this config's
+
+
+def test_a_base_without_tokenizer_is_told_before_anything_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tiny_llama(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).unlink()
+    assert run(tmp_path, "--base", str(base)) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
+
+
+def test_only_what_will_be_trained_is_checked(tmp_path: Path) -> None:
+    plain, every = parse("smoke").plain(), stages()
+    assert ahead(every.values(), plain, tmp_path, None, None) == ["junior", "senior", "revisor", "embedder"]
+    assert ahead(every.values(), plain, tmp_path, "seed", None) == []
+    assert ahead(every.values(), plain, tmp_path, "senior", None) == ["junior", "senior"]
