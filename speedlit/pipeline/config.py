@@ -208,8 +208,10 @@ class RunConfig:
         seed: every draw derives from it.
         base: base model of the generators.
         embedder_base: base model of the embedder; null takes ``base``.
-        prompts: prompt set by name (``paper``, ``mini``) or folder.
+        prompts: prompt set by name (``paper``, ``mini``) or folder; ``paper+FOLDER`` lays the folder's files over the set.
         revision: what a revision looks like: ``full`` record or ``edits``.
+        judge_swap: ``drop`` asks the judge again with the order reversed and drops pairs on which it disagrees with itself, ``keep`` only marks
+            them; null asks once.
         revise_fields: JSON keys that the revisor may change; null allows all.
         revision_guard: ``likelihood`` takes a revision back that the senior finds less likely than its own record; null: none.
         control: also train the best-of-n control (the senior's data, steps and learning rate, but beta 0).
@@ -224,6 +226,7 @@ class RunConfig:
     base: str = "meta-llama/Meta-Llama-3-8B"
     embedder_base: str | None = None
     prompts: str = "paper"
+    judge_swap: str | None = None
     revision: str = "full"
     revise_fields: list[str] | None = None
     revision_guard: str | None = None
@@ -374,6 +377,8 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"revision is {config.revision!r}; choose full or edits")
     if config.revision_guard not in (None, "likelihood"):
         bad.append(f"revision_guard is {config.revision_guard!r}; choose likelihood or null")
+    if config.judge_swap not in (None, "drop", "keep"):
+        bad.append(f"judge_swap is {config.judge_swap!r}; choose drop, keep or null")
     unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}
     if unknown:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")

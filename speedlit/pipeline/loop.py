@@ -48,7 +48,7 @@ def stages() -> dict[str, Stage]:
         ("seed", ("tasks",), TEACHER, SYNTH + "seed", True),
         ("junior", ("tasks", "seed"), ("junior", "base", "seed"), TRAIN + "training.junior", False),
         ("candidates", ("tasks", "junior"), ("counts.candidates", *SAMPLING), SYNTH + "candidates", True),
-        ("preferences", ("tasks", "candidates"), ("counts.preferences", *TEACHER), SYNTH + "preferences", True),
+        ("preferences", ("tasks", "candidates"), ("counts.preferences", "judge_swap", *TEACHER), SYNTH + "preferences", True),
         ("senior", ("tasks", "junior", "candidates", "preferences"), ("senior", "control", "base", "seed"), TRAIN + "training.senior", False),
         ("revisions", ("tasks", "candidates"), ("counts.revisions", "revision", *TEACHER), SYNTH + "revisions", True),
         ("revisor", ("tasks", "revisions"), ("revisor", "revision", "base", "seed", "prompts"), TRAIN + "training.revisor", False),

@@ -18,6 +18,8 @@ from speedlit import __version__
 from speedlit.context import Context
 from speedlit.files import content_id, read_json, read_object, remove, sha256_file, write_json
 from speedlit.pipeline.yamlfiles import fit_recipe
+from speedlit.synthesis.templates import PACKAGED as PROMPTS
+from speedlit.synthesis.templates import prompt_files
 
 SUCCESS = "_SUCCESS"
 PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
@@ -63,7 +65,14 @@ def config_slice(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, 
         out[key] = fit_recipe(value) if isinstance(value, Mapping) and "recipe" in value else value  # a changed recipe file counts
         if key in ("base", "embedder_base") and isinstance(value, str):
             out[f"{key} files"] = model_mark(value)
+        if key == "prompts" and isinstance(value, str):
+            out.update(prompt_marks(value))
     return out
+
+
+def prompt_marks(name: str) -> dict[str, Any]:
+    """Digests of the files of a prompt set's own folders: a changed file redoes what it was used for. Packaged files carry versions."""
+    return {f"prompts {stem}": sha256_file(path) for stem, path in sorted(prompt_files(name).items()) if not path.is_relative_to(PROMPTS)}
 
 
 def model_mark(name: str) -> Any:

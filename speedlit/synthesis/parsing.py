@@ -71,9 +71,18 @@ def decode(text: str, kind: type, finish_reason: str = "stop") -> tuple[Any, str
         try:
             value, _end = DECODER.raw_decode(text, position)
             return value, "strict"
-        except (ValueError, RecursionError):
+        except json.JSONDecodeError as error:
+            if finish_reason == "length" and _open_ended(error):  # a whole value inside the cut one is not the answer
+                raise Rejected("truncated") from error
+            position = text.find(opening, position + 1)
+        except RecursionError:
             position = text.find(opening, position + 1)
     return _repair(text, kind, opening, finish_reason), "repaired"
+
+
+def _open_ended(error: json.JSONDecodeError) -> bool:
+    """Whether the text was JSON up to its end."""
+    return error.msg.startswith("Unterminated string") or error.pos >= len(error.doc.rstrip())
 
 
 def _repair(text: str, kind: type, opening: str, finish_reason: str) -> Any:

@@ -1,4 +1,4 @@
-"""Prompt sets: folders of YAML files, one per task kind and role. A new task kind is one more file and nothing else.
+"""Prompt sets: folders of YAML files, one per task kind and role. A new task kind is one more file and nothing else (docs/task-kinds.md).
 
 Placeholders are ``{name}``; any other brace is text, so JSON in a template needs no doubling. Knobs and weights follow section 4 of
 the SPEED paper (arXiv 2410.18634). All chance of one prompt comes from one generator derived from (seed, task id, use, index).
@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Template:
         input: ``task`` (a brainstormed sentence) or ``topic`` (the topic itself).
         share: how much of the data is of this kind, relative to the others.
         instruction: fixed instruction of the embedder, or None for the task's own text.
+        brainstorm: how tasks of this kind are asked for (what, rule, examples, shuffle), where brainstorm.yaml does not say it.
         symmetric: query and documents are texts of one sort (the instruction goes to both sides).
         in_batch_negatives: other rows' positives may serve as negatives.
     """
@@ -87,6 +88,7 @@ class Template:
     symmetric: bool = False
     in_batch_negatives: bool = True
     instruction: str | None = None
+    brainstorm: Mapping[str, Any] | None = None
     system: str | None = None
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     lines: Sequence[Line] = ()
@@ -160,7 +162,7 @@ class RoleTemplate:
         """Ask for the best and the worst of numbered candidates."""
         numbers = range(self.index_base, self.index_base + len(candidates))
         blocks = "\n".join(f"<candidate {number}>\n{text}\n</candidate {number}>" for number, text in zip(numbers, candidates, strict=True))
-        return self.messages(prompt=prompt, candidates=blocks, count=len(candidates), last=numbers[-1])
+        return self.messages(prompt=prompt, candidates=blocks, count=len(candidates), first=numbers[0], last=numbers[-1])
 
     def revision(self, prompt: str, record: str, form: str) -> list[dict[str, str]]:
         """Ask for the revision of one record as ``edits`` or in ``full``."""
@@ -202,35 +204,62 @@ class PromptSet:
 
 @lru_cache(maxsize=8)
 def load_set(name: str = DEFAULT_SET) -> PromptSet:
-    """Load a prompt set by packaged name (``paper``, ``mini``) or by folder.
+    """Load a prompt set by packaged name (``paper``, ``mini``) or by folder; ``paper+FOLDER`` lays a folder's files over a set's.
 
     Raises:
         UsageError: there is no such set, or a file in it is wrong (names file and key).
     """
-    folder = PACKAGED / name if (PACKAGED / name).is_dir() and "/" not in name else Path(name)
-    if not folder.is_dir():
-        known = ", ".join(sorted(p.name for p in PACKAGED.iterdir() if p.is_dir()))
-        raise UsageError(f"prompts: {name!r} is neither a packaged prompt set ({known}) nor a folder")
-    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    files = prompt_files(name)
     fallback = {role: PACKAGED / DEFAULT_SET / f"{role}.yaml" for role in ROLES}
     roles = {role: _role(files.pop(role, fallback[role])) for role in ROLES}
     templates = {t.kind: t for t in sorted((_template(path) for path in files.values()), key=lambda t: (-t.share, t.kind))}
     if not templates:
-        raise UsageError(f"prompts: {folder} has no template of a task kind (a file such as retrieval.yaml)")
+        raise UsageError(f"prompts: {name} has no template of a task kind (a file such as retrieval.yaml)")
+    asked = roles["brainstorm"].kinds
     for kind, template in templates.items():
-        if template.input == "task" and kind not in roles["brainstorm"].kinds:
-            raise UsageError(f"{folder / 'brainstorm.yaml'}: kinds lacks {kind!r}, which has `input: task`: add it, or set `input: topic` in {kind}.yaml")
-    return PromptSet(folder.name, templates, roles)
+        if template.input == "task" and template.brainstorm is None and kind not in asked:
+            where = files[kind].parent / "brainstorm.yaml"
+            raise UsageError(f"{where}: kinds lacks {kind!r}: add it there, or `brainstorm: {{what, rule, examples}}` or `input: topic` to {files[kind]}")
+    own = {kind: template.brainstorm for kind, template in templates.items() if template.brainstorm is not None}
+    roles["brainstorm"] = replace(roles["brainstorm"], kinds={**asked, **own})
+    return PromptSet("+".join(folder.name for folder in folders(name)), templates, roles)
+
+
+def prompt_files(name: str) -> dict[str, Path]:
+    """The YAML files of a prompt set by stem; of two with one stem the later folder's counts.
+
+    Raises:
+        UsageError: a part of the name is no prompt set.
+    """
+    return {path.stem: path for folder in folders(name) for path in sorted(folder.glob("*.yaml"))}
+
+
+def folders(name: str) -> list[Path]:
+    """The folders that a prompt set's name stands for.
+
+    Raises:
+        UsageError: a part of the name is no prompt set.
+    """
+    found = []
+    for part in [name] if Path(name).is_dir() else [part.strip() for part in name.split("+")]:
+        folder = PACKAGED / part if part and "/" not in part and (PACKAGED / part).is_dir() else Path(part)
+        if not part or not folder.is_dir():
+            known = ", ".join(sorted(p.name for p in PACKAGED.iterdir() if p.is_dir()))
+            raise UsageError(f"prompts: {part!r} is neither a packaged prompt set ({known}) nor a folder")
+        found.append(folder)
+    return found
 
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("kind", "text", "instruction", "system"), str),
     **dict.fromkeys(("shuffle", "symmetric", "in_batch_negatives"), bool),
-    **{"fields": dict, "knobs": dict, "lines": list, "share": (int, float)},
+    **{"fields": dict, "knobs": dict, "lines": list, "share": (int, float), "brainstorm": dict},
 }
+TEMPLATE_KEYS = ("version", *TYPES, "input")
+ASKING: dict[str, type | tuple[type, ...]] = {"what": str, "rule": str, "examples": list, "shuffle": bool}
 GIVEN = {
     "brainstorm": ("topic", "kind", "what", "rule", "examples"),
-    "judge": ("prompt", "candidates", "count", "last"),
+    "judge": ("prompt", "candidates", "count", "first", "last"),
     **dict.fromkeys(("critique", "revise"), ("prompt", "record", "format")),
 }
 
@@ -256,11 +285,19 @@ def _check_keys(path: Path, data: Mapping[str, Any], known: Sequence[str], neede
             raise UsageError(f"{path}: unknown key {where}{key}; known are {', '.join(known)}")
 
 
-def _typed(path: Path, data: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
+def _typed(path: Path, data: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]], where: str = "") -> None:
     for key, kind in types.items():
         if data.get(key) is not None and not isinstance(data[key], kind):
             names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise UsageError(f"{path}: {key} must be {names}, not {type(data[key]).__name__}")
+            raise UsageError(f"{path}: {where}{key} must be {names}, not {type(data[key]).__name__}")
+
+
+def _asking(path: Path, where: str, data: Any) -> None:
+    """Check how tasks of one kind are asked for."""
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: {where} must have keys such as what, rule, examples")
+    _check_keys(path, data, list(ASKING), ("what",), f"{where}.")
+    _typed(path, data, ASKING, f"{where}.")
 
 
 def _knob(path: Path, name: str, data: Any) -> Knob:
@@ -286,8 +323,7 @@ def _line(path: Path, data: Any) -> Line:
 
 def _template(path: Path) -> Template:
     data = _read(path)
-    known = ("kind", "version", "share", "input", "symmetric", "in_batch_negatives", "instruction", "fields", "knobs", "lines", "shuffle", "text", "system")
-    _check_keys(path, data, known, ("kind", "fields", "text"))
+    _check_keys(path, data, TEMPLATE_KEYS, ("kind", "fields", "text"))
     _typed(path, data, TYPES)
     if data["kind"] != path.stem:
         raise UsageError(f"{path}: kind is {data['kind']!r}, but the file is named {path.stem}.yaml: the two must agree")
@@ -296,12 +332,14 @@ def _template(path: Path) -> Template:
         raise UsageError(f"{path}: fields must map keys to one query, one positive and at most one negative")
     if data.get("input", "task") not in ("task", "topic"):
         raise UsageError(f"{path}: input must be task or topic, not {data['input']!r}")
+    if data.get("brainstorm") is not None:
+        _asking(path, "brainstorm", data["brainstorm"])
     knobs = {name: _knob(path, name, knob) for name, knob in (data.get("knobs") or {}).items()}
     lines = tuple(_line(path, line) for line in data.get("lines") or ())
     for name in PLACEHOLDER.findall("\n".join([data["text"], data.get("system") or "", *(line.text for line in lines)])):
         if name not in {*knobs, "task", "topic", "lines"}:
             raise UsageError(f"{path}: placeholder {{{name}}} is neither task, topic, lines nor a knob")
-    plain = {key: data[key] for key in ("version", "share", "input", "symmetric", "in_batch_negatives", "instruction", "system", "shuffle") if key in data}
+    plain = {key: value for key, value in data.items() if key not in ("kind", "text", "fields", "knobs", "lines")}
     return Template(f"{path.parent.name}/{path.stem}", data["kind"], data["text"], data["fields"], knobs=knobs, lines=lines, **plain)
 
 
@@ -310,6 +348,8 @@ def _role(path: Path) -> RoleTemplate:
     known = ("kind", "version", "text", "system", "index_base", "formats", "kinds")
     _check_keys(path, data, known, ("kind", "text"))
     _typed(path, data, {"text": str, "system": str, "formats": dict, "kinds": dict, "index_base": int})
+    for kind, asking in (data.get("kinds") or {}).items():
+        _asking(path, f"kinds.{kind}", asking)
     given = GIVEN[path.stem]
     for name in PLACEHOLDER.findall(data["text"] + (data.get("system") or "")):
         if name not in given:

@@ -55,6 +55,17 @@ def test_refused_with_a_reason(text: str, finish_reason: str, reason: str) -> No
         parse_record(text, KEYS, finish_reason)
 
 
+def test_a_whole_value_inside_a_cut_answer_is_not_the_answer() -> None:
+    cut = '{"reason": "r", "revision": {"S1": "a", "S2": "b"}, "not'
+    for text in (cut, cut[:-5], '{"reason": "r", "edits": [["S1", "a", "b"], ["S2"'):
+        with pytest.raises(Rejected, match="^truncated$"):
+            parse_change(text, BEFORE, ["S1", "S2"], "full", "length")
+    with pytest.raises(Rejected, match="^truncated$"):
+        parse_brainstorm('["one", "two', "length")
+    with pytest.raises(Rejected, match="^truncated$"):
+        parse_judge('{"reason": "the first is best, {"', 2, "length")
+
+
 def test_a_whole_answer_that_ends_at_the_token_limit_is_kept() -> None:
     assert parse_record(GOOD, KEYS, "length").fields == FIELDS
 

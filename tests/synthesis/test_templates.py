@@ -89,6 +89,34 @@ def test_a_new_kind_is_one_file(folder: Path) -> None:
     assert prompts["dialogue"].ref == "own/dialogue@1"
 
 
+def test_a_kind_that_is_brainstormed_says_in_its_own_file_how(folder: Path) -> None:
+    text = "kind: dialogue\nfields: {question: query, reply: positive}\ntext: 'Task: {task}'\n"
+    (folder / "dialogue.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"kinds lacks 'dialogue'.*brainstorm: \{what, rule, examples\}.*dialogue.yaml"):
+        load_set(str(folder))
+    (folder / "dialogue.yaml").write_text(text + "brainstorm: {what: dialogues, rule: Name the speakers., examples: [A pilot asks the tower.]}\n")
+    load_set.cache_clear()
+    asked = load_set(str(folder)).roles["brainstorm"].brainstorm("dialogue", "Arts", derived_random(0))[-1]["content"]
+    assert "dialogues" in asked and "Name the speakers." in asked and "- A pilot asks the tower." in asked
+
+
+def test_a_folder_can_be_laid_over_a_set(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    shutil.copy(PACKAGED / "mini" / "retrieval.yaml", tmp_path / "own")
+    prompts = load_set(f"paper+{tmp_path / 'own'}")
+    assert prompts["retrieval"].ref == "own/retrieval@1" and prompts["sts"].ref == "paper/sts@1"
+    assert prompts.name == "paper+own" and len(list(prompts)) == 5
+    with pytest.raises(UsageError, match="'nowhere' is neither"):
+        load_set("paper+nowhere")
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_the_judges_prompt_states_where_its_numbers_begin(base: int, folder: Path) -> None:
+    change(folder / "judge.yaml", index_base=base)
+    text = load_set(str(folder)).roles["judge"].judge("order", ["a", "b", "c"])[-1]["content"]
+    assert f"numbered from {base} to {base + 2}" in text and f"<candidate {base}>\na\n" in text and f"<candidate {base + 2}>\nc\n" in text
+
+
 def test_a_set_without_roles_uses_the_packaged_ones(folder: Path) -> None:
     for name in ("judge", "critique", "revise"):
         (folder / f"{name}.yaml").unlink()
@@ -109,6 +137,8 @@ def test_a_set_without_roles_uses_the_packaged_ones(folder: Path) -> None:
         ("sts", {"knobs": {"unit": {"values": [1, 2], "weights": [1]}}}, "knobs.unit.weights must be a list of 2"),
         ("judge", {"text": "{candidate}"}, r"unknown placeholder \{candidate\}"),
         ("brainstorm", {"kinds": {}}, "brainstorm.yaml: kinds lacks 'classification'"),
+        ("brainstorm", {"kinds": {"s2s": {"wat": "x"}}}, "key kinds.s2s.what is missing"),
+        ("sts", {"brainstorm": {"what": "x", "examples": "one"}}, "brainstorm.examples must be list"),
     ],
 )
 def test_mistakes_name_file_and_key(folder: Path, file: str, keys: dict, message: str) -> None:

@@ -57,13 +57,13 @@ def brainstorm(ctx: Context, templates: PromptSet, topics: Sequence[Topic]) -> l
         for request, reply in ask(ctx, "teacher", requests, "tasks: brainstorm"):
             topic, kind = by_id[request.id]
             try:
-                texts = parse_brainstorm(reply.text, reply.finish_reason) if not reply.error else []
+                if reply.error:
+                    raise Rejected(f"no_answer:{reply.error}")
+                texts = parse_brainstorm(reply.text, reply.finish_reason)
             except Rejected as reason:
                 ctx.ledger.reject(str(reason))
                 out.write("rejected", {"topic_id": topic.id, "topic": topic.path, "kind": kind, "reason": str(reason), "text": reply.text})
                 continue
-            if reply.error:
-                ctx.ledger.reject(f"no_answer:{reply.error}")
             chosen = derived_random(seed, topic.id, kind, "keep").sample(range(len(texts)), min(kept, len(texts)))
             found += [(topic, kind, texts[i]) for i in sorted(chosen)]
     return found
