@@ -71,7 +71,7 @@ def embedder(ctx: Context) -> None:
 
 def embedder_job(ctx: Context, source: str, seed: int, out: Path, evaldata: Path | None) -> dict[str, Any]:
     """One embedder fit; with ``evaldata`` the MTEB callback scores it while it trains."""
-    over: dict[str, Any] = {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
+    over: dict[str, Any] = {"seed_everything": seed, "data": {"init_args": {"seed": seed}}, **own_negatives(ctx)}
     made = job(ctx, "embedder", ctx.inputs["dataset"] / "shards" / source, [], out, over)
     if evaldata is not None or ctx.config["evaluation"]["tasks"]:
         callback = {
@@ -82,6 +82,18 @@ def embedder_job(ctx: Context, source: str, seed: int, out: Path, evaldata: Path
         if not any(c.get("class_path", "").endswith("mteb.MTEB") for c in trainer.get("callbacks") or []):
             trainer["callbacks"] = [*(trainer.get("callbacks") or []), callback]
     return made
+
+
+def own_negatives(ctx: Context) -> dict[str, Any]:
+    """What tells our embedding module which task kinds see their own hard negatives alone: the recipe's, and those whose template says so."""
+    from speedlit.synthesis.templates import load_set
+
+    model = fit_recipe(ctx.config["embedder"]).get("model") or {}
+    if str(model.get("class_path")).rpartition(".")[2] != "EmbeddingModule":
+        return {}  # another module has arguments of its own
+    templates = load_set(ctx.config["prompts"]).templates.values()
+    kinds = {*((model.get("init_args") or {}).get("no_in_batch") or ()), *(t.kind for t in templates if not t.in_batch_negatives)}
+    return {"model": {"init_args": {"no_in_batch": sorted(kinds)}}}
 
 
 def evaluation_folder(ctx: Context) -> Path | None:

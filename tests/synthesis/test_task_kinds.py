@@ -10,7 +10,7 @@ import pytest
 from speedlit.pipeline.stage import config_slice
 from speedlit.records import Prompt, Record, Task, read_rows
 from speedlit.synthesis.templates import PACKAGED, load_set
-from tests.synthesis.scripted import answer, run_until
+from tests.synthesis.scripted import answer, context, run_until
 from tests.synthesis.server import Server
 
 DOCS = Path(__file__).parents[2] / "docs" / "task-kinds.md"
@@ -46,6 +46,18 @@ def test_a_changed_file_of_ones_own_redoes_its_stages(folder: Path) -> None:
     assert config_slice({"prompts": "paper"}, ("prompts",)) == {"prompts": "paper"}, "packaged sets carry versions"
     (folder / "dialogue.yaml").write_text((folder / "dialogue.yaml").read_text() + "# another word\n")
     assert config_slice({"prompts": f"paper+{folder}"}, ("prompts",)) != before
+
+
+def test_the_embedder_hears_which_kinds_have_no_in_batch_negatives(folder: Path, tmp_path: Path) -> None:
+    from speedlit.pipeline.training import own_negatives
+
+    path = folder / "dialogue.yaml"
+    path.write_text(path.read_text().replace("share: 3", "share: 3\nin_batch_negatives: false"))
+    with Server(answer) as server:
+        ctx = context("embedder", tmp_path, server, prompts=f"paper+{folder}", embedder={"recipe": "fit/demo/embedder", "set": {}})
+    assert own_negatives(ctx) == {"model": {"init_args": {"no_in_batch": ["classification", "dialogue"]}}}
+    ctx.config["embedder"]["set"] = {"model": {"class_path": "my.Module"}}
+    assert own_negatives(ctx) == {}
 
 
 def test_the_table_of_the_docs_names_every_key() -> None:
