@@ -83,15 +83,18 @@ class Embedded:
 
 @dataclass
 class Teacher:
-    """The teacher behind an OpenAI-compatible endpoint. The key is read from ``OPENAI_API_KEY`` only.
+    """The teacher behind an OpenAI-compatible endpoint. The key is read from ``OPENAI_API_KEY``, or from the file that ``OPENAI_API_KEY_FILE`` names.
 
     Args:
         model: model name sent with each request.
-        base_url: endpoint; null honours ``OPENAI_BASE_URL`` and falls back to the openai library's own default.
+        base_url: endpoint, a query such as ``?api-version=...`` included; null honours ``OPENAI_BASE_URL`` and falls back to OpenAI's own.
         embedded: settings of the embedded teacher, started by the run itself unless an endpoint is named; null: never.
         concurrency: requests in flight.
         timeout: seconds for one request, answer included.
         retries: attempts after a passing failure.
+        patience: seconds that a teacher which has answered before may be down before the run stops.
+        requests_per_minute: most attempts a minute; null: no limit but the server's own.
+        tokens_per_minute: most tokens a minute, prompts and answers together; null: no limit but the server's own.
         temperature: of the writer; judge and critic always use 0.
         max_tokens: longest answer.
     """
@@ -102,6 +105,9 @@ class Teacher:
     concurrency: int = 16
     timeout: float = 120.0
     retries: int = 6
+    patience: float = 120.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
     temperature: float = 1.0
     max_tokens: int = 1024
 
@@ -384,6 +390,12 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")
     if config.teacher.concurrency < 1:
         bad.append(f"teacher.concurrency is {config.teacher.concurrency}; it must be at least 1")
+    if config.teacher.retries < 0:
+        bad.append(f"teacher.retries is {config.teacher.retries}; it must be at least 0")
+    for name in ("timeout", "requests_per_minute", "tokens_per_minute"):
+        value = getattr(config.teacher, name)
+        if value is not None and value <= 0:
+            bad.append(f"teacher.{name} is {value}; it must be more than 0" + ("" if name == "timeout" else ", or null for no limit"))
     bad += unpriced(config)
     if bad:
         raise UsageError("\n".join(f"{path}: {line}" for line in bad))

@@ -15,6 +15,7 @@ from typing import Any
 from speedlit.context import Backend
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.pipeline.config import RunConfig
+from speedlit.synthesis.journal import journal_file
 
 FOLDERS = {"junior": "04-junior/model", "senior": "07-senior/model", "control": "07-senior/control/model", "revisor": "09-revisor/model"}
 
@@ -24,8 +25,7 @@ class Services:
 
     def __init__(self, config: RunConfig, root: Path, shard: tuple[int, int] = (0, 1)) -> None:
         self.config, self.root = config, root
-        suffix = "" if shard == (0, 1) else f"-{shard[0]}-of-{shard[1]}"
-        self.journal = root / f"journal{suffix}.sqlite"  # one writer per journal; readers merge them
+        self.journal = journal_file(root, shard)
         self._process: subprocess.Popen[str] | None = None
         self._url: str | None = None
         self._open: list[Backend] = []
@@ -71,6 +71,9 @@ class Services:
             concurrency=teacher.concurrency,
             timeout=teacher.timeout,
             retries=teacher.retries,
+            patience=teacher.patience,
+            requests_per_minute=teacher.requests_per_minute,
+            tokens_per_minute=teacher.tokens_per_minute,
         )
 
     def _generator(self, role: str) -> Backend:

@@ -1,119 +1,67 @@
 """The teacher over HTTP: any OpenAI-compatible server, asked concurrently, answered in order, every answer journalled before it is read.
 
-A background thread runs one event loop. Requests come in batches; each batch is looked up in the journal, noted there as sent, asked,
-and handed on in order once its answers are on the disk. The official client does the HTTP; its own retries are off, because they
-would pay for an answer twice without a trace.
+A background thread runs one event loop. Requests come in batches; each batch is looked up in the journal, asked, and handed on in
+order once its answers are on the disk. ``wire.py`` does one exchange, ``pacing.py`` says when it may start, ``health.py`` what many of
+them mean, ``commits.py`` writes them down.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
+import contextlib
 import itertools
-import json
-import os
 import random
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_all
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from speedlit.context import Reply, Request
 from speedlit.errors import SpeedlitError
+from speedlit.synthesis.commits import Commits
+from speedlit.synthesis.health import Health
 from speedlit.synthesis.journal import Event, Journal, request_key
+from speedlit.synthesis.pacing import Gate, Pace
+from speedlit.synthesis.wire import Answer, Endpoint, Outcome, Wire
 
-BATCH = 32  # requests that are looked up, noted and handed on together
-IN_A_ROW = 8  # so many requests without a usable answer, one after the other, end the run
-FIRST_TRIES = 4  # connection attempts before a server that never answered counts as unreachable
-LONGEST_WAIT = 600.0  # seconds; a server that asks for more is given up
-PASSING = frozenset({408, 409, 425, 429})
-
-
-class Answer:
-    """What one body says: text, finish reason and token counts; ``fault`` is set where it is no chat completion."""
-
-    __slots__ = ("text", "finish_reason", "tokens_in", "tokens_out", "fault")
-
-    def __init__(self, raw: str) -> None:
-        self.text, self.finish_reason, self.tokens_in, self.tokens_out, self.fault = "", "stop", 0, 0, ""
-        try:
-            body = json.loads(raw)
-            usage = body.get("usage") or {}
-            self.tokens_in, self.tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-            choice = body["choices"][0]
-            message = choice["message"]
-            self.text = message.get("content") or message.get("refusal") or ""
-            self.finish_reason = choice.get("finish_reason") or "stop"
-            if not isinstance(self.text, str):
-                self.fault = "content_is_no_text"
-        except ValueError:
-            self.fault = "body_is_no_json"
-        except (KeyError, IndexError, TypeError, AttributeError):
-            self.fault = "body_has_no_choice"
+BATCH = 32  # requests that are looked up and handed on together
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one HTTP attempt ended. ``wait`` is what the server asked for in seconds; ``connected`` is False when nobody listened."""
+class Attempt:
+    """One exchange and what it gave; ``reason`` is empty where the answer is usable."""
 
-    status: int = 0
-    raw: str = ""
-    reason: str = ""
-    wait: float | None = None
-    connected: bool = True
-
-
-class Gate:
-    """How many requests may be in flight: half after a sign of overload, one more for each full round that went well."""
-
-    def __init__(self, top: int) -> None:
-        self.top, self.limit, self.flying = top, float(top), 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._last_cut = 0.0
-
-    async def enter(self) -> None:
-        """Wait for a free place."""
-        while self.flying >= int(self.limit):
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            await turn
-        self.flying += 1
-
-    def leave(self, overloaded: bool) -> None:
-        """Free a place and learn from how it went. Cuts come at most once a second: those in flight at one overload all report it."""
-        self.flying -= 1
-        if not overloaded:
-            self.limit = min(self.limit + 1 / self.limit, self.top)
-        elif time.monotonic() - self._last_cut > 1:
-            self._last_cut = time.monotonic()
-            self.limit = max(self.limit / 2, 1.0)
-        free = int(self.limit) - self.flying
-        while free > 0 and self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                free -= 1
+    outcome: Outcome
+    answer: Answer
+    reason: str
 
 
 class HTTPBackend:
-    """A writer behind an OpenAI-compatible server. The key comes from OPENAI_API_KEY and is stored nowhere.
+    """A writer behind an OpenAI-compatible server. The key comes from OPENAI_API_KEY, or OPENAI_API_KEY_FILE, and is stored nowhere.
 
     Args:
         model: name of the model on the server.
-        base_url: such as ``http://127.0.0.1:8000/v1``; None means OPENAI_BASE_URL, else OpenAI itself.
+        base_url: such as ``http://127.0.0.1:8000/v1``, a query such as ``?api-version=...`` included; None means OPENAI_BASE_URL, else OpenAI itself.
         journal: where every attempt is kept, open or as the path of its file; None keeps nothing (for tries only).
         role: what this server is in the run; part of the cache key in place of the URL, whose port may change.
         concurrency: most requests in flight.
         timeout: seconds after which one attempt is given up, however it drips.
         retries: further attempts after a passing fault.
         backoff: seconds before the first retry; doubled each time, at most 30, with jitter.
+        patience: seconds that a server which has answered before may be down before requests are given up and the run ends.
+        requests_per_minute: most attempts a minute; None: no limit.
+        tokens_per_minute: most tokens a minute, guessed before an answer and corrected after it; None: no limit.
         extra: further keys of the request body, such as ``response_format``; part of the cache key.
+        say: takes one plain line about trouble that lasts; None prints to standard error.
+
+    Raises:
+        UsageError: the address or the key can be none.
     """
 
     def __init__(
@@ -126,27 +74,28 @@ class HTTPBackend:
         timeout: float = 120.0,
         retries: int = 6,
         backoff: float = 0.5,
+        patience: float = 120.0,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
         extra: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        self.url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        self.model, self.role, self.extra = model, role, dict(extra or {})
+        self.timeout, self.backoff = timeout, backoff
+        endpoint = Endpoint(base_url)
         self._own_journal = isinstance(journal, Path)
         self.journal = Journal(journal) if isinstance(journal, Path) else journal
-        self.model, self.role, self.extra = model, role, dict(extra or {})
-        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self._key = os.environ.get("OPENAI_API_KEY") or ""
+        self._commits = Commits(self.journal) if self.journal else None
+        self._wire, self._gate = Wire(endpoint, timeout), Gate(concurrency)
+        self._pace, self._paced = Pace(requests_per_minute, tokens_per_minute), bool(requests_per_minute or tokens_per_minute)
+        self._health = Health(endpoint.name, model, retries, patience)
+        self._say = say or _print
         self._window = max(4, 8 * concurrency // BATCH)
         self._pending: dict[str, asyncio.Future[tuple[Answer, bool, str]]] = {}
-        self._events: list[tuple[Event, asyncio.Future[None]]] = []
-        self._flushing: asyncio.Task[None] | None = None
-        self._answered = False
-        self._unanswered = 0
         self._stopped: SpeedlitError | None = None
+        self._halted = asyncio.Event()
         self._jitter = random.Random()
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._loop = asyncio.new_event_loop()
-        self._gate = Gate(concurrency)
-        self._client: Any = None
-        self._raw: Any = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True)
         self._thread.start()
 
@@ -156,11 +105,13 @@ class HTTPBackend:
         """Answer every request, in order; up to ``8 * concurrency`` are taken ahead of the one handed out.
 
         Raises:
-            SpeedlitError: the server cannot be reached or refuses this client for good, or the journal cannot be written.
+            SpeedlitError: the server cannot be reached or refuses this client for good, or the journal cannot be written. What was in
+                flight is stored before it is raised.
         """
         source = iter(requests)
-        self._stopped, self._unanswered = None, 0
         waiting: deque[Future[list[Reply]]] = deque()
+        self._submit(self._begin()).result()
+        watch = self._submit(self._watch())
         try:
             while True:
                 while len(waiting) < self._window and (batch := list(itertools.islice(source, BATCH))):
@@ -168,8 +119,11 @@ class HTTPBackend:
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
+        except SpeedlitError:
+            wait_for_all(waiting, timeout=self.timeout)  # what flies may be paid: let it land and be stored
+            raise
         finally:
-            for future in waiting:
+            for future in (watch, *waiting):
                 future.cancel()
 
     def close(self) -> None:
@@ -180,7 +134,8 @@ class HTTPBackend:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
         self._loop.close()
-        self._disk.shutdown()
+        if self._commits is not None:
+            self._commits.close()
         if self._own_journal and self.journal is not None:
             self.journal.close()
 
@@ -189,13 +144,24 @@ class HTTPBackend:
 
     # ---- inside the loop --------------------------------------------------------------------------------------------------------
 
+    async def _begin(self) -> None:
+        self._stopped = None
+        self._halted.clear()
+        self._health.begin()
+
+    async def _watch(self) -> None:
+        """Say so when nothing comes."""
+        while True:
+            await asyncio.sleep(0.5)
+            if line := self._health.line(self._wire.flying):
+                self._say(line)
+
     async def _shut(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.close()
+        await self._wire.close()
 
     async def _answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer one batch. Equal requests are asked once: all keys are reserved before the first await."""
@@ -220,14 +186,14 @@ class HTTPBackend:
         return replies
 
     async def _fulfil(self, requests: Mapping[str, Request]) -> None:
-        """Bring the answers of reserved keys, from the journal or from the server."""
+        """Bring the answers of reserved keys, from the journal or from the server. Ends when all of them have ended, also after a failure."""
         try:
-            known = await self._on_disk(self.journal.answers, list(requests)) if self.journal and requests else {}
+            known = await self._commits.answers(requests) if self._commits and requests else {}
             for key, raw in known.items():
                 self._settle(key, (Answer(raw), True, ""))
-            missing = {key: request for key, request in requests.items() if key not in known}
-            await asyncio.gather(*(self._log(Event(key, "sent")) for key in missing))
-            await asyncio.gather(*(self._ask(key, request) for key, request in missing.items()))
+            asked = await asyncio.gather(*(self._ask(key, request) for key, request in requests.items() if key not in known), return_exceptions=True)
+            for failure in filter(None, asked):
+                raise failure
         except SpeedlitError as error:
             for key in requests:
                 self._settle(key, error)
@@ -251,55 +217,70 @@ class HTTPBackend:
 
     async def _ask(self, key: str, request: Request) -> None:
         """Ask one request until it has a usable answer, is refused, or the attempts are used up."""
-        body = self._body(request)
+        body, doubted, first_failure = self._body(request), "", 0.0
         for attempt in itertools.count():
-            await self._gate.enter()
-            outcome, start = Outcome(), time.monotonic()
-            try:
-                if self._stopped is not None:
-                    raise self._stopped
-                outcome = await self._attempt(body)
-            finally:
-                self._gate.leave(outcome.status in (429, 503) or outcome.reason == "timeout")
-            answer, paid = Answer(outcome.raw), 200 <= outcome.status < 300
-            good = paid and not outcome.reason and not answer.fault
-            reason = "" if good else outcome.reason or answer.fault
-            refused = 400 <= outcome.status < 500 and outcome.status not in PASSING
-            final = good or refused or attempt >= self.retries
-            self._stopped = self._stopped or self._fatal(outcome, reason, attempt) or (self._despair(good, reason, outcome) if final else None)
-            fate = "answered" if good else "damaged" if paid else "failed"
-            await self._log(Event(key, fate, outcome.status, time.monotonic() - start, answer.tokens_in, answer.tokens_out, reason, self._clean(outcome.raw)))
-            if self._stopped is not None and not good:
-                raise self._stopped
-            if final:
-                self._settle(key, (answer, False, "") if good else (Answer("{}"), False, reason))
+            tried = await self._attempt(key, body, doubted)
+            outcome, reason = tried.outcome, tried.reason
+            if not reason:
+                self._health.good()
+                self._settle(key, (tried.answer, False, ""))
                 return
-            await asyncio.sleep(self._pause(attempt, outcome.wait))
-            await self._log(Event(key, "sent"))
+            first_failure = first_failure or time.monotonic()
+            self._health.bad(outcome, reason)
+            hopeless = self._health.hopeless(outcome, attempt, first_failure)
+            if end := self._health.fatal(outcome, reason, attempt, hopeless):
+                self._halt(end)
+            self._check()
+            if hopeless:
+                self._settle(key, (Answer("{}"), False, reason))
+                return
+            doubted = outcome.raw if reason == "delivered_twice" else ""
+            if outcome.overloaded and outcome.wait:
+                self._pace.hold(outcome.wait)
+            await self._rest(self._pause(attempt, outcome.wait))
 
-    def _fatal(self, outcome: Outcome, reason: str, attempt: int) -> SpeedlitError | None:
-        """The end of the run, where what happened would befall every other request too."""
-        tries, at = attempt + 1, f"the teacher at {self.url}"
-        if not outcome.connected and tries >= (self.retries + 1 if self._answered else min(FIRST_TRIES, self.retries + 1)):
-            return SpeedlitError(f"cannot reach {at} ({reason}): start that server, or set OPENAI_BASE_URL (or teacher.base_url) to one that runs")
-        if outcome.status in (401, 403):
-            return SpeedlitError(f"{at} refuses this client (status {outcome.status}): put a valid key into OPENAI_API_KEY, or name another server")
-        if outcome.status == 404:
-            return SpeedlitError(f"{at} knows no model {self.model!r} or no such path (status 404): mend teacher.model or teacher.base_url (OPENAI_BASE_URL)")
-        if outcome.status == 402 or reason == "insufficient_quota":
-            return SpeedlitError(f"{at} says that the account has no credit left: top it up and start again; nothing that was answered is asked again")
-        if outcome.wait is not None and outcome.wait > LONGEST_WAIT:
-            return SpeedlitError(f"{at} asks to wait {outcome.wait:.0f} seconds: start again then; nothing that was answered is asked again")
-        return None
+    async def _attempt(self, key: str, body: Mapping[str, Any], doubted: str) -> Attempt:
+        """One exchange: noted before it leaves, stored before anybody reads it. It keeps its place until then, so no more are ever unaccounted for."""
+        await self._gate.enter()
+        outcome, letters = Outcome(), _letters(body) if self._paced else 0
+        try:
+            slot, booked = self._pace.book(letters, body.get("max_tokens") or 0)
+            while (left := self._pace.left(slot)) > 0:
+                await self._rest(left)
+            self._check()
+            await self._note(Event(key, "sent"))
+            outcome = await self._wire.send(body, doubted)
+            answer = Answer(outcome.raw)
+            self._pace.settle(booked, letters, answer.tokens_in, answer.tokens_out)
+            reason = outcome.reason or ("" if outcome.paid and not answer.fault else answer.fault or f"status_{outcome.status}")
+            fate = "failed" if not outcome.paid else "damaged" if reason else "answered"
+            await self._note(Event(key, fate, outcome.status, outcome.seconds, answer.tokens_in, answer.tokens_out, reason, outcome.raw))
+        finally:
+            self._gate.leave(outcome.overloaded)
+        return Attempt(outcome, answer, reason)
 
-    def _despair(self, good: bool, reason: str, outcome: Outcome) -> SpeedlitError | None:
-        """The end of a run in which nothing works any more, rather than ten thousand refusals one by one."""
-        self._answered = self._answered or good
-        self._unanswered = 0 if good else self._unanswered + 1
-        if self._unanswered < IN_A_ROW:
-            return None
-        said = f"last: {reason} {' '.join(self._clean(outcome.raw).split())[:200]}".strip()
-        return SpeedlitError(f"the teacher at {self.url} gave no usable answer to {IN_A_ROW} requests in a row ({said}): look there, then start again")
+    async def _note(self, event: Event) -> None:
+        if self._commits is None:
+            return
+        try:
+            await self._commits.write(event)
+        except SpeedlitError as error:
+            self._halt(error)
+            raise
+
+    def _halt(self, error: SpeedlitError) -> None:
+        """No request leaves any more; those that rest are woken."""
+        self._stopped = self._stopped or error
+        self._halted.set()
+
+    def _check(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._halted.wait(), seconds)
+        self._check()
 
     def _pause(self, attempt: int, wait: float | None) -> float:
         own: float = min(self.backoff * 2.0**attempt, 30.0) * self._jitter.uniform(0.5, 1.0)
@@ -311,97 +292,10 @@ class HTTPBackend:
         body = {"model": self.model, "messages": list(request.messages), **sampling, **self.extra}
         return {key: value for key, value in body.items() if value is not None}
 
-    async def _attempt(self, body: Mapping[str, Any]) -> Outcome:
-        """One HTTP exchange under a hard deadline: a body that drips byte by byte counts as late too."""
-        import openai
 
-        client = self._open()
-        try:
-            response = await asyncio.wait_for(client.post("/chat/completions", body=body, cast_to=self._raw), self.timeout)
-            return Outcome(response.status_code, response.text)
-        except openai.APIStatusError as error:
-            raw = error.response.text
-            return Outcome(error.status_code, raw, _code(raw) or f"status_{error.status_code}", _retry_after(error.response.headers))
-        except (asyncio.TimeoutError, openai.APITimeoutError):
-            return Outcome(reason="timeout")
-        except openai.APIConnectionError as error:
-            cause = error.__cause__
-            refused = type(cause).__name__ in ("ConnectError", "UnsupportedProtocol", "LocalProtocolError")
-            return Outcome(reason=self._clean(str(cause) or type(cause).__name__) if refused else "connection_lost", connected=not refused)
-        except (ValueError, UnicodeError) as error:  # a body that cannot even be decoded
-            return Outcome(200, "", f"unreadable_body:{type(error).__name__}")
-
-    def _open(self) -> Any:
-        """The official client, made inside the loop. On loopback, proxies of the environment are passed by."""
-        if self._client is None:
-            import openai
-
-            local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
-            http = openai.DefaultAsyncHttpxClient(trust_env=not local)
-            self._client = openai.AsyncOpenAI(base_url=self.url, api_key=self._key or "none", max_retries=0, timeout=self.timeout, http_client=http)
-            library = next(c for c in type(http).__mro__ if c.__name__ == "AsyncClient").__module__.split(".")[0]  # httpx2, or httpx before openai 3
-            self._raw = importlib.import_module(library).Response
-        return self._client
-
-    def _clean(self, text: str) -> str:
-        """``text`` without the key, should a server echo it."""
-        return text.replace(self._key, "[key]") if self._key else text
-
-    # ---- journal: group commits -------------------------------------------------------------------------------------------------
-
-    async def _on_disk(self, function: Any, *args: Any) -> Any:
-        return await self._loop.run_in_executor(self._disk, function, *args)
-
-    async def _log(self, event: Event) -> None:
-        """Return once the event is on the disk; all that come up meanwhile share the next transaction."""
-        if self.journal is None:
-            return
-        done = self._loop.create_future()
-        self._events.append((event, done))
-        if self._flushing is None or self._flushing.done():
-            self._flushing = self._loop.create_task(self._flush())
-        await done
-
-    async def _flush(self) -> None:
-        assert self.journal is not None
-        while self._events:
-            batch, self._events = self._events, []
-            failure: SpeedlitError | None = None
-            try:
-                await self._on_disk(self.journal.append, [event for event, _ in batch])
-            except SpeedlitError as error:
-                failure = error
-            for _, done in batch:
-                if not done.done():
-                    if failure:
-                        done.set_exception(failure)
-                    else:
-                        done.set_result(None)
+def _letters(body: Mapping[str, Any]) -> int:
+    return sum(len(str(message.get("content"))) for message in body["messages"])
 
 
-def _code(raw: str) -> str:
-    """The server's own error code, where it gives one."""
-    try:
-        error = json.loads(raw).get("error")
-    except (ValueError, AttributeError):
-        return ""
-    if not isinstance(error, dict):
-        return ""
-    code = error.get("code") or error.get("type")
-    if "maximum context length" in str(error.get("message")):
-        return "context_length_exceeded"
-    return code if isinstance(code, str) else ""
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from ``retry-after-ms``, or ``retry-after`` in seconds or as a date."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(float(headers["retry-after-ms"]) / 1000, 0.0)
-        return max(float(headers["retry-after"]), 0.0) if "retry-after" in headers else None
-    except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
-        return None
+def _print(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)

@@ -57,6 +57,12 @@ def request_key(role: str, model: str, request: Request, extra: Mapping[str, Any
     return hashlib.sha256(canonical_json(what).encode()).hexdigest()
 
 
+def journal_file(root: Path, shard: tuple[int, int] = (0, 1)) -> Path:
+    """The file that one process writes: ``journal.sqlite`` for a single one, a file of its own for each shard."""
+    index, count = shard
+    return root / ("journal.sqlite" if count == 1 else f"journal-{index:05d}-of-{count:05d}.sqlite")
+
+
 class Journal:
     """Append-only store of attempts. Every method may be called from any thread.
 
@@ -80,9 +86,8 @@ class Journal:
 
     @classmethod
     def for_shard(cls, root: Path, shard: tuple[int, int] = (0, 1)) -> Journal:
-        """The journal of one process: ``journal.sqlite`` for a single one, a file of its own for each shard."""
-        index, count = shard
-        return cls(root / ("journal.sqlite" if count == 1 else f"journal-{index:05d}-of-{count:05d}.sqlite"))
+        """The open journal of one process."""
+        return cls(journal_file(root, shard))
 
     def _open(self, path: Path, read_only: bool = False) -> sqlite3.Connection:
         db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)

@@ -60,7 +60,7 @@ def test_equal_requests_in_flight_are_asked_once() -> None:
 
 PASSING = {
     "429": Fault(status=429, body='{"error": {"message": "slow down", "code": "rate_limit_exceeded"}}'),
-    "429 with Retry-After": Fault(status=429, body="{}", headers={"retry-after": "0.1"}),
+    "429 with Retry-After": Fault(status=429, body="{}", headers={"retry-after": "0.02"}),
     "429 with a date": Fault(status=429, body="{}", headers={"retry-after": "Mon, 01 Jan 2024 00:00:00 GMT"}),
     "500": Fault(status=500, body="oops"),
     "503 in HTML": Fault(status=503, body="<html>busy</html>", headers={"content-type": "text/html"}),
@@ -238,7 +238,7 @@ def test_the_key_of_an_answer() -> None:
 
 
 def test_overload_halves_the_requests_in_flight_and_success_raises_them() -> None:
-    from speedlit.synthesis.client import Gate
+    from speedlit.synthesis.pacing import Gate
 
     gate = Gate(16)
     gate.flying = 1
@@ -264,8 +264,9 @@ def test_a_run_with_thirty_percent_faults_loses_nothing(tmp_path: Path) -> None:
         client.close()
         counts = journal.counts()
         rows = journal._own.execute("SELECT COUNT(*), COUNT(DISTINCT key) FROM attempts WHERE event = 'answered'").fetchone()
+        lost = journal._own.execute("SELECT COUNT(*) FROM attempts WHERE detail = 'connection_lost'").fetchone()[0]
         journal.close()
     assert [r.text for r in replies] == [f"answer to question {i}" for i in range(1000)]
     assert rows == (1000, 1000), "no answer is stored twice"
     assert counts["failed"] + counts["damaged"] > 250 and counts["orphaned"] == 0
-    assert counts["sent"] == sum(server.asked.values()), "every attempt is in the journal"
+    assert counts["sent"] - lost <= sum(server.asked.values()) <= counts["sent"], "every attempt is in the journal"
