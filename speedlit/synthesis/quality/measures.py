@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import math
 import string
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from speedlit.records import Prompt, Record
-from speedlit.synthesis.filters import words
-from speedlit.synthesis.quality.alarms import Figure, alarmed
+from speedlit.synthesis.quality import diversity, orders, probes
+from speedlit.synthesis.quality.alarms import Figure, judged
 from speedlit.synthesis.quality.faults import copies_query, has_meta_text, leaks_label, negative_is_like_positive
+from speedlit.synthesis.quality.probes import share
 
 SAMPLE = 5_000  # distinct texts that are measured; a share of 0.02 is then known to 0.004
 BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
@@ -47,7 +46,7 @@ class Measures:
         self._count = self._repaired = 0
 
     def add(self, record: Record, prompt: Prompt | None = None) -> None:
-        """Take one more record; with its prompt, drift from the topic and asked lengths are measured too."""
+        """Take one more record; with its prompt, topic, length and language are held against what was asked."""
         self._count += 1
         self._repaired += record.parsed_by == "repaired"
         key = text_hash(record)
@@ -64,24 +63,36 @@ class Measures:
 
     def result(self) -> dict[str, Any]:
         """All measures by name, how many records there were, and the names of the alarms; a measure without a base is left out."""
-        rows = [self._kept[key] for key in sorted(self._kept)]
-        records = [row.record for row in rows]
-        seen = sum(row.count for row in rows)
+        kept = [self._kept[key] for key in sorted(self._kept)]
+        records = [row.record for row in kept]
+        rows = [(row.record, row.prompt) for row in kept if row.prompt is not None]
+        seen = sum(row.count for row in kept)
+        topic_auc, off_topic = orders.topic_drift(rows)
         figures = {
             "label_leak": share([leaks_label(r) for r in records if r.kind == "classification"]),
             "negative_like_positive": share([negative_is_like_positive(r) for r in records if r.negatives]),
             "negative_is_a_positive": negative_is_a_positive(records),
             "copied_query": share([copies_query(r) for r in records if r.kind != "classification"]),
-            "duplicates": Figure(1 - len(rows) / seen, seen) if seen else None,
+            "own_positive_first": probes.own_positive_first(records),
+            "duplicates": Figure(1 - len(kept) / seen, seen) if seen else None,
+            "near_duplicates": diversity.near_duplicates(records),
+            "top_opening": diversity.top_opening(records),
             "meta_text": share([has_meta_text(r) for r in records]),
-            "length_auc": length_auc(records),
-            "overlap_auc": overlap_auc(records),
+            "other_language": orders.other_language(rows),
+            "topic_auc": topic_auc,
+            "off_topic": off_topic,
+            "off_length": orders.off_length(rows),
+            "length_follows": orders.length_follows(rows),
+            "length_auc": probes.length_auc(records),
+            "bm25_auc": probes.bm25_auc(records),
+            "instructions": orders.instructions(rows),
+            "top_label": orders.top_label(records),
+            "one_label_tasks": orders.one_label_tasks(records),
             "repaired": Figure(self._repaired / self._count, self._count) if self._count else None,
-            "distinct_2": distinct_2(records),
-            "opening_entropy": opening_entropy(records),
         }
-        found = {name: figure for name, figure in figures.items() if figure is not None}
-        return {"records": self._count, **{name: round(f.value, 4) for name, f in found.items()}, "alarms": alarmed(found, self._levels)}
+        ratio = orders.length_ratio(rows)
+        more = {**({"length_ratio": ratio} if ratio is not None else {}), **diversity.nearest(records), "diversity": diversity.diversity(records)}
+        return {"records": self._count, **{name: value for name, value in more.items() if value != {}}, **judged(figures, self._levels)}
 
 
 def measure(records: Iterable[Record], levels: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -98,47 +109,8 @@ def text_hash(record: Record) -> int:
     return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
 
 
-def share(hits: Sequence[bool]) -> Figure | None:
-    """Mean of hits, or None where there is nothing to look at."""
-    return Figure(sum(hits) / len(hits), len(hits)) if hits else None
-
-
-def negative_is_a_positive(records: Sequence[Record]) -> Figure | None:
+def negative_is_a_positive(records: list[Record]) -> Figure | None:
     """Share of negatives that are another record's positive: to be masked within a batch. Labels are left out: they recur by nature."""
     rows = [record for record in records if record.negatives and record.kind != "classification"]
     positives = {record.positive for record in rows}
     return share([any(negative in positives for negative in record.negatives) for record in rows])
-
-
-def distinct_2(records: Sequence[Record]) -> Figure | None:
-    """Distinct pairs of neighbouring words over all such pairs, in query and positive."""
-    pairs: Counter[tuple[str, str]] = Counter()
-    for record in records:
-        for text in (record.query, record.positive):
-            tokens = words(text)
-            pairs.update(zip(tokens, tokens[1:], strict=False))
-    total = sum(pairs.values())
-    return Figure(len(pairs) / total, total) if pairs else None
-
-
-def opening_entropy(records: Sequence[Record]) -> Figure | None:
-    """Entropy in bits of the first three words of the queries: low where a writer always begins alike."""
-    counts = Counter(tuple(words(record.query)[:3]) for record in records)
-    total = sum(counts.values())
-    return Figure(-sum(n / total * math.log2(n / total) for n in counts.values()), total) if total else None
-
-
-def length_auc(records: Sequence[Record]) -> Figure | None:
-    """How often the positive is longer than the negative, ties half: far from 0.5, length alone tells them apart."""
-    return auc([(len(words(r.positive)), len(words(n))) for r in records for n in r.negatives])
-
-
-def overlap_auc(records: Sequence[Record]) -> Figure | None:
-    """How often the positive shares more words with the query than the negative does, ties half: near 1, counting words would do."""
-    pairs = [(set(words(r.query)), r.positive, n) for r in records for n in r.negatives if r.kind != "classification"]
-    return auc([(len(query & set(words(p))), len(query & set(words(n)))) for query, p, n in pairs])
-
-
-def auc(pairs: Sequence[tuple[float, float]]) -> Figure | None:
-    """Share of pairs whose first number is larger, ties half."""
-    return Figure(sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs), len(pairs)) if pairs else None
