@@ -12,6 +12,7 @@ import yaml
 from speedlit.errors import UsageError
 from speedlit.pipeline.yamlfiles import find_recipe, merge, read_yaml, reason, unknown_keys
 from speedlit.synthesis.budget import Price
+from speedlit.synthesis.quality.alarms import Levels
 
 
 @dataclass
@@ -154,11 +155,20 @@ class Filters:
         exact: identical normalised texts.
         minhash_threshold: near-duplicates at or above this Jaccard similarity; null keeps them.
         ngram: length in words of the shared run that counts as contamination with evaluation texts; null switches it off.
+        meta_text: records with refusals, chat marks or JSON keys in a text.
+        label_leak: classification texts that spell out their label or the misleading one.
+        negative_like_positive: records with a negative at or above this word-wise Jaccard similarity to the positive (0.8 is sensible); null keeps
+            them. A negative that equals the positive is always dropped.
+        copied_query: records whose positive repeats more than this share of the query in one run (0.5 is sensible); null keeps them.
     """
 
     exact: bool = True
     minhash_threshold: float | None = 0.8
     ngram: int | None = 13
+    meta_text: bool = False
+    label_leak: bool = False
+    negative_like_positive: float | None = None
+    copied_query: float | None = None
 
 
 @dataclass
@@ -222,6 +232,7 @@ class RunConfig:
         revision_guard: ``likelihood`` takes a revision back that the senior finds less likely than its own record; null: none.
         control: also train the best-of-n control (the senior's data, steps and learning rate, but beta 0).
         threads: torch threads of this process; null leaves torch's default.
+        quality: from which level a measure of the data is an alarm; what is dropped is the business of ``filters``.
         prices: model of the teacher -> what it costs.
         budget: what the run may spend.
     """
@@ -246,6 +257,7 @@ class RunConfig:
     budget: Caps = field(default_factory=Caps)
     sampling: Generator = field(default_factory=Generator)
     filters: Filters = field(default_factory=Filters)
+    quality: Levels = field(default_factory=Levels)
     junior: Training = field(default_factory=lambda: Training("fit/junior"))
     senior: Training = field(default_factory=lambda: Training("fit/senior"))
     revisor: Training = field(default_factory=lambda: Training("fit/revisor"))
@@ -383,6 +395,10 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"revision is {config.revision!r}; choose full or edits")
     if config.revision_guard not in (None, "likelihood"):
         bad.append(f"revision_guard is {config.revision_guard!r}; choose likelihood or null")
+    for name in ("minhash_threshold", "negative_like_positive", "copied_query"):
+        limit = getattr(config.filters, name)
+        if limit is not None and not 0 < limit <= 1:
+            bad.append(f"filters.{name} is {limit}; it must lie between 0 and 1, or be null to keep such records")
     if config.judge_swap not in (None, "drop", "keep"):
         bad.append(f"judge_swap is {config.judge_swap!r}; choose drop, keep or null")
     unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}

@@ -4,8 +4,11 @@ None of them knows the truth; together they show what goes wrong most often: lea
 copies, collapse, broken answers, answers that talk about themselves, drift from the topic, and triplets that lengths or words alone solve.
 """
 
-from speedlit.synthesis.quality.alarms import Levels
+from speedlit.synthesis.quality.alarms import Levels, merge, show
+from speedlit.synthesis.quality.answers import Answers
+from speedlit.synthesis.quality.diversity import trend
 from speedlit.synthesis.quality.faults import fault_of
+from speedlit.synthesis.quality.judge import JudgeMeasures
 from speedlit.synthesis.quality.measures import Measures, measure
 
-__all__ = ["Levels", "Measures", "fault_of", "measure"]
+__all__ = ["Answers", "JudgeMeasures", "Levels", "Measures", "fault_of", "measure", "merge", "show", "trend"]

@@ -8,11 +8,12 @@ from typing import Any
 
 from speedlit.synthesis.quality.alarms import Figure, judged
 
-FATES = {"strict": "strict", "repaired": "repaired", "truncated": "truncated", "refusal": "refusal", "empty": "parse", "not_json": "parse"}
+FATES = {"repaired": "repaired", "truncated": "truncated", "refusal": "refusal", "empty": "parse", "not_json": "parse"}
+FATES |= dict.fromkeys(("strict", "tie", "best_equals_worst", "judge_disagrees", "judge_swap_unusable", "less_likely"), "strict")  # read, whatever it says
 
 
 def fate(outcome: str) -> str:
-    """``strict``, ``repaired``, ``parse``, ``schema``, ``refusal``, ``truncated`` or ``unanswered`` of ``parsed_by`` or a reason of rejection."""
+    """``strict``, ``repaired``, ``parse``, ``schema``, ``refusal``, ``truncated`` or ``unanswered``, from how an answer was parsed or why it was rejected."""
     return "unanswered" if outcome.startswith("no_answer") else FATES.get(outcome, "schema")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from speedlit.records import Record
 from speedlit.synthesis.filters import NearFilter, words
-from speedlit.synthesis.quality.alarms import Figure
+from speedlit.synthesis.quality.alarms import Figure, judged
 from speedlit.synthesis.quality.lexical import hashed
 
 SIZES = (100, 200, 500)  # records; figures of diversity depend on how many texts they are of, so they are compared at one size
@@ -92,10 +92,15 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float:
     return float(np.exp(total).mean())
 
 
-def trend(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Relative drop of each diversity figure between two results, at the largest size that both have; {} where they share none."""
+def trend(before: Mapping[str, Any], after: Mapping[str, Any], levels: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How much less diverse the texts have become from one result to another: ``collapse`` is the largest relative drop among the figures.
+
+    They are compared at the largest size that both have. Where they share none, only ``alarms`` is given, and it is empty.
+    """
     common = [size for size in map(str, SIZES) if size in before.get("diversity", {}) and size in after.get("diversity", {})]
     if not common:
-        return {}
+        return {"alarms": []}
     old, new = before["diversity"][common[-1]], after["diversity"][common[-1]]
-    return {"records": int(common[-1]), **{name: round(1 - new[name] / old[name], 4) if old[name] else 0.0 for name in old}}
+    drops = {f"drop of {name}": round(1 - new[name] / old[name], 4) if old[name] else 0.0 for name in old}
+    size = int(common[-1])
+    return {"compared": size, **drops, **judged({"collapse": Figure(max(0.0, *drops.values()), size)}, levels)}

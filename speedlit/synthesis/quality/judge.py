@@ -27,7 +27,7 @@ class JudgeMeasures:
         self._failed: Counter[str] = Counter()
         self._chosen: dict[str, dict[int, float]] = {"best": defaultdict(float), "worst": defaultdict(float)}
         self._expected: dict[int, float] = defaultdict(float)
-        self._rankings = self._swapped = self._flips = 0
+        self._rankings = 0
         self._longer = 0.0
 
     def add(self, preference: Preference, shown: Sequence[Record]) -> None:
@@ -38,9 +38,6 @@ class JudgeMeasures:
             self._expected[place] += 1 / len(order)
         self._place("best", order.index(preference.chosen), preference.scores)
         self._place("worst", order.index(preference.rejected), preference.scores)
-        if preference.consistent is not None:
-            self._swapped += 1
-            self._flips += not preference.consistent
         best, worst = (length(shown[order.index(name)]) for name in (preference.chosen, preference.rejected))
         self._longer += 1.0 if best > worst else 0.5 if best == worst else 0.0
 
@@ -54,14 +51,19 @@ class JudgeMeasures:
         """Count a ranking that cannot be used."""
         self._failed[reason] += 1
 
-    def result(self) -> dict[str, Any]:
-        """The measures by name, the places that were chosen, and the names of the alarms."""
+    def result(self, swaps: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """The measures by name, the places that were chosen, and the names of the alarms.
+
+        Args:
+            swaps: how many rankings were ``checked`` in the reversed order, and how many of these ``flipped``.
+        """
+        swapped = swaps["checked"] if swaps else 0
         errors, undecided = (sum(self._failed[reason] for reason in reasons) for reasons in (INDEX_ERRORS, UNDECIDED))
         total = self._rankings + errors + undecided
         figures = {
             "judge_index_errors": Figure(errors / total, total) if total else None,
             "judge_undecided": Figure(undecided / total, total) if total else None,
-            "judge_flips": Figure(self._flips / self._swapped, self._swapped) if self._swapped else None,
+            "judge_flips": Figure(swaps["flipped"] / swapped, swapped) if swaps and swapped else None,
             "judge_position": self._position(),
             "judge_longer": Figure(self._longer / self._rankings, self._rankings) if self._rankings else None,
         }

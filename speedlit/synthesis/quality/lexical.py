@@ -50,6 +50,7 @@ class BM25:
 
     def __init__(self, documents: Sequence[Sequence[str]]) -> None:
         self._counts = [Counter(document) for document in documents]
+        self._cache: dict[str, tuple[list[int], list[float]]] = {}
         self._lengths = [len(document) for document in documents]
         self._mean = max(sum(self._lengths) / max(len(documents), 1), 1.0)
         holds = Counter(word for counts in self._counts for word in counts)
@@ -57,5 +58,23 @@ class BM25:
 
     def score(self, query: Sequence[str], document: int) -> float:
         """Score of the numbered document."""
-        counts, factor = self._counts[document], K1 * (1 - B + B * self._lengths[document] / self._mean)
-        return sum(self._weight[word] * n * (K1 + 1) / (n + factor) for word in set(query) if (n := counts[word]))
+        counts = self._counts[document]
+        return sum(self._part(word, document) for word in sorted(set(query)) if word in counts)
+
+    def scores(self, query: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Scores of all documents."""
+        out = np.zeros(len(self._counts))
+        for word in sorted(set(query)):  # one order of adding, so that equal documents have equal scores
+            places, parts = self._postings(word)
+            out[places] += parts
+        return out
+
+    def _part(self, word: str, document: int) -> float:
+        n = self._counts[document][word]
+        return self._weight[word] * n * (K1 + 1) / (n + K1 * (1 - B + B * self._lengths[document] / self._mean))
+
+    def _postings(self, word: str) -> tuple[list[int], list[float]]:
+        if word not in self._cache:
+            places = [i for i, counts in enumerate(self._counts) if word in counts]
+            self._cache[word] = places, [self._part(word, i) for i in places]
+        return self._cache[word]

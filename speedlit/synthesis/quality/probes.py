@@ -72,7 +72,6 @@ def own_positive_first(records: Sequence[Record]) -> Figure | None:
         documents += [words(text)[:LONGEST] for text in (record.positive, *record.negatives)]
     found, hits = BM25(documents), []
     for record, mine in zip(rows, own, strict=True):
-        query = words(record.query)
-        scores = [found.score(query, i) for i in range(len(documents))]
-        hits.append(1 / scores.count(scores[mine]) if scores[mine] == max(scores) > 0 else 0.0)
+        scores = found.scores(words(record.query))
+        hits.append(1 / int((scores == scores[mine]).sum()) if scores[mine] == scores.max() > 0 else 0.0)
     return Figure(sum(hits) / len(hits), len(hits)) if hits else None

@@ -19,7 +19,7 @@ from speedlit.files import atomic, canonical_json, content_id, read_jsonl, write
 from speedlit.progress import Progress
 from speedlit.records import Generation, Prompt, Record, Row, read_rows
 from speedlit.synthesis.parsing import Rejected, parse_record
-from speedlit.synthesis.quality import measure
+from speedlit.synthesis.quality import Answers, Measures, merge, show
 from speedlit.synthesis.templates import Template, derived_seed, load_set
 
 CHUNK = 1024
@@ -107,9 +107,10 @@ def sample(ctx: Context, role: str, source: str, prompts: Sequence[Prompt], requ
     Returns:
         The records, in the order of the requests.
     """
-    templates = load_set(ctx.config["prompts"])
+    templates, levels = load_set(ctx.config["prompts"]), ctx.config.get("quality")
     by_id = {prompt.id: prompt for prompt in prompts}
     records: list[Record] = []
+    answers, measures = Answers(levels), Measures(levels)
     with Outputs(ctx.out, "generations", "records", "rejected", suffix=suffix) as out:
         for request, reply in ask(ctx, role, requests, f"{ctx.name}: {source}"):
             prompt = by_id[request.id]
@@ -121,13 +122,23 @@ def sample(ctx: Context, role: str, source: str, prompts: Sequence[Prompt], requ
                 record = to_record(prompt, generation, templates[prompt.kind], reply.error)
             except Rejected as reason:
                 ctx.ledger.reject(str(reason))
+                answers.add(prompt.kind, reply.provenance.get("model", source), str(reason))
                 out.write("rejected", {"generation_id": generation.id, "prompt_id": prompt.id, "kind": prompt.kind, "reason": str(reason), "text": reply.text})
                 continue
             ctx.ledger.accepted += 1
+            answers.add(prompt.kind, reply.provenance.get("model", source), record.parsed_by)
+            measures.add(record, prompt)
             out.write("records", record)
             records.append(record)
-    ctx.ledger.notes.setdefault("quality", {})[source] = measure(records)
+    note_quality(ctx, source, measures.result(), answers.result())
     return records
+
+
+def note_quality(ctx: Context, source: str, *measured: dict[str, Any]) -> None:
+    """Put what was measured into the ledger and show its alarms."""
+    found = merge(*measured)
+    ctx.ledger.notes.setdefault("quality", {})[source] = found
+    show(f"{ctx.name}, {source}" if source != ctx.name else source, found, ctx.config.get("quality"))
 
 
 def to_record(prompt: Prompt, generation: Generation, template: Template, error: str = "") -> Record:

@@ -14,7 +14,8 @@ from dataclasses import replace
 from speedlit.context import Context, Reply, Request
 from speedlit.records import Preference, Prompt, Record, read_rows
 from speedlit.synthesis.parsing import Rejected, dumps, parse_judge
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, prompts_of
+from speedlit.synthesis.quality import Answers, JudgeMeasures
+from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of
 from speedlit.synthesis.templates import RoleTemplate, derived_random, load_set
 
 
@@ -27,22 +28,28 @@ def run(ctx: Context) -> None:
         requests = [order for name, records in shown.items() for order in orders(ctx, prompts[name], records, judge, swap is not None)]
         answers = ask(ctx, "teacher", requests, "preferences: judge")
         swaps: Counter[str] = Counter()
+        measures, fates = JudgeMeasures(ctx.config.get("quality")), Answers(ctx.config.get("quality"))
         for verdicts in by_prompt(answers):
             request, reply = verdicts[0]
             if request.index:  # a shard that has only the second question of this prompt
                 continue
             try:
                 preference = verdict(reply, shown[request.id], judge.index_base)
+                measures.add(preference, shown[request.id])
                 if swap is not None:
                     preference = checked(preference, verdicts[1:], shown[request.id], judge.index_base, swaps)
                 if swap == "drop" and preference.consistent is not True:
                     raise Rejected("judge_disagrees" if preference.consistent is False else "judge_swap_unusable")
             except Rejected as reason:
                 ctx.ledger.reject(str(reason))
+                measures.reject(str(reason))
+                fates.add(prompts[request.id].kind, reply.provenance.get("model", "judge"), str(reason))
                 out.write("rejected", {"prompt_id": request.id, "reason": str(reason), "text": reply.text})
                 continue
             ctx.ledger.accepted += 1
+            fates.add(prompts[request.id].kind, reply.provenance.get("model", "judge"), "strict")
             out.write("preferences", preference)
+    note_quality(ctx, "judge", measures.result(swaps), fates.result())
     if swap is not None:
         ctx.ledger.notes["judge_swap"] = {name: swaps[name] for name in ("checked", "agree", "best_differs", "worst_differs", "flipped", "unusable")}
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 from speedlit.context import Context, Request
 from speedlit.records import Prompt, Record, Revision, read_rows
 from speedlit.synthesis.parsing import dumps
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, make_record, prompts_of
+from speedlit.synthesis.quality import Answers, Measures
+from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, make_record, note_quality, prompts_of
 from speedlit.synthesis.stages.revisions import revise
 from speedlit.synthesis.templates import load_set
 
@@ -36,12 +37,14 @@ def run(ctx: Context) -> None:
     guard = ctx.config.get("revision_guard") == "likelihood"
     answers = ask(ctx, "revisor", requests, "refinement: revisor")
     statuses: Counter[str] = Counter()
+    fates, measures = Answers(ctx.config.get("quality")), Measures(ctx.config.get("quality"))
     with Outputs(ctx.out, "revisions", "records", "rejected") as out:
         while block := list(itertools.islice(answers, BLOCK)):
             made = []
             for request, reply in block:
                 record = by_id[request.id]
                 revision, reason, guarded = revise(record, prompts[record.prompt_id], reply, form, "revisor", allowed, lenient=guard)
+                fates.add(record.kind, reply.provenance.get("model", "revisor"), reason or "strict")
                 statuses["guarded_edits"] += guarded
                 made.append((record, revision, reason, reply.text))
             for record, revision, reason, text in less_likely(ctx, made, prompts) if guard else made:
@@ -53,8 +56,11 @@ def run(ctx: Context) -> None:
                 ctx.ledger.accepted += 1
                 out.write("revisions", revision)
                 parsed_by = "revised" if revision.status == "revised" else record.parsed_by
-                out.write("records", make_record(prompt, templates[prompt.kind], revision.after, record.generation_id, parsed_by, "refined", record.index))
+                refined = make_record(prompt, templates[prompt.kind], revision.after, record.generation_id, parsed_by, "refined", record.index)
+                measures.add(refined, prompt)
+                out.write("records", refined)
     ctx.ledger.notes["status"] = dict(statuses)
+    note_quality(ctx, "refined", measures.result(), fates.result())
 
 
 def less_likely(ctx: Context, made: Sequence[Made], prompts: Mapping[str, Prompt]) -> list[Made]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from speedlit.context import Context, Reply, Request
 from speedlit.records import Prompt, Record, Revision, read_rows
 from speedlit.synthesis.parsing import Rejected, dumps, parse_change
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, prompts_of
+from speedlit.synthesis.quality import Answers
+from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of
 from speedlit.synthesis.templates import load_set
 
 
@@ -24,16 +25,19 @@ def run(ctx: Context) -> None:
         prompt = prompts[record.prompt_id]
         messages = critique.revision(prompt.text, dumps(record.fields, prompt.keys), form)
         requests.append(Request(record.id, messages, exact_sampling(ctx, "teacher", record.id, "critique")))
+    fates = Answers(ctx.config.get("quality"))
     with Outputs(ctx.out, "revisions", "rejected") as out:
         for request, reply in ask(ctx, "teacher", requests, "revisions: critique"):
             record = by_id[request.id]
             revision, reason, _ = revise(record, prompts[record.prompt_id], reply, form, "critique")
+            fates.add(record.kind, reply.provenance.get("model", "critique"), reason or "strict")
             if reason:
                 ctx.ledger.reject(reason)
                 out.write("rejected", {"record_id": record.id, "prompt_id": record.prompt_id, "reason": reason, "text": reply.text})
                 continue
             ctx.ledger.accepted += 1
             out.write("revisions", revision)
+    note_quality(ctx, "critique", fates.result())
 
 
 def choose(records: Sequence[Record], count: int, seed: int) -> list[Record]:

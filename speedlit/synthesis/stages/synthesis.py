@@ -7,7 +7,8 @@ data of its own only where ``comparison.sources`` asks for them.
 from __future__ import annotations
 
 from speedlit.context import Context
-from speedlit.synthesis.stages.common import prompts_of, sample, write_requests
+from speedlit.synthesis.quality import trend
+from speedlit.synthesis.stages.common import note_quality, prompts_of, sample, write_requests
 
 
 def run(ctx: Context) -> None:
@@ -22,3 +23,5 @@ def run(ctx: Context) -> None:
         requests = write_requests(ctx, source, prompts) + write_requests(ctx, source, held_out, repeats)
         records = sample(ctx, source, source, [*prompts, *held_out], requests, suffix=f"-{source}")
         ctx.ledger.notes[source] = {"requests": len(requests), "records": len(records)}
+    measured = ctx.ledger.notes["quality"]
+    note_quality(ctx, "senior after junior", trend(measured["junior"], measured["senior"], ctx.config.get("quality")))
