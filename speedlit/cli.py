@@ -14,6 +14,7 @@ from speedlit.errors import SpeedlitError, UsageError
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # command: (module, group, one line)
     "run": ("run", "the loop", "all 15 stages of the SPEED loop, resumable"),
+    "plan": ("plan", "the loop", "what a run will take, before anything is spent"),
     "synth": ("synth", "the loop", "one synthesis stage, or one shard of it"),
     "teacher": ("teacher", "the loop", "serve the embedded, OpenAI-compatible teacher"),
     "report": ("report", "the loop", "one self-contained HTML page about a run"),

@@ -27,8 +27,9 @@ def run(argv: list[str]) -> int:
     from speedlit.pipeline.loop import stages, summarise
     from speedlit.report.page import page
 
+    made = read_object(root / "run.json", "identity", "config")
     target = Path(known.to) if known.to else root / "report.html"
     with atomic(target) as stream:
-        stream.write(page(read_object(root / "run.json", "identity")["identity"]["name"], summarise(root, stages(), write=False)))
+        stream.write(page(made["identity"]["name"], summarise(root, stages(), made["config"], write=False)))
     print(target)
     return 0

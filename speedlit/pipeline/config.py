@@ -215,6 +215,33 @@ class Caps:
 
 
 @dataclass
+class Assumed:
+    """What ``speedlit plan`` assumes; nothing else reads it.
+
+    Args:
+        answer_tokens: task kind (and ``brainstorm``, ``other``) -> mean tokens of an answer; what is left out has defaults for the paper's kinds.
+        kept: share of the synthetic records that the filters keep (paper: 0.8).
+        device: name of the devices that generate and train.
+        devices: how many.
+        tflops: peak of one device in the training's dtype, in 10^12 FLOP/s.
+        utilisation: share of the peak that training reaches.
+        tokens_per_second: tokens that one device generates a second, all rows of a batch together.
+        memory_gb: memory of one device.
+        usd_per_hour: rent of one device; null leaves it out.
+    """
+
+    answer_tokens: dict[str, int] = field(default_factory=dict)
+    kept: float = 0.8
+    device: str = "A100 80GB"
+    devices: int = 1
+    tflops: float = 312.0
+    utilisation: float = 0.4
+    tokens_per_second: float = 1500.0
+    memory_gb: float = 80.0
+    usd_per_hour: float | None = None
+
+
+@dataclass
 class RunConfig:
     """The whole loop.
 
@@ -235,6 +262,7 @@ class RunConfig:
         quality: from which level a measure of the data is an alarm; what is dropped is the business of ``filters``.
         prices: model of the teacher -> what it costs.
         budget: what the run may spend.
+        plan: what ``speedlit plan`` assumes.
     """
 
     name: str = "speed"
@@ -255,6 +283,7 @@ class RunConfig:
     teacher: Teacher = field(default_factory=Teacher)
     prices: dict[str, Price] = field(default_factory=dict)
     budget: Caps = field(default_factory=Caps)
+    plan: Assumed = field(default_factory=Assumed)
     sampling: Generator = field(default_factory=Generator)
     filters: Filters = field(default_factory=Filters)
     quality: Levels = field(default_factory=Levels)
@@ -412,15 +441,19 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         value = getattr(config.teacher, name)
         if value is not None and value <= 0:
             bad.append(f"teacher.{name} is {value}; it must be more than 0" + ("" if name == "timeout" else ", or null for no limit"))
-    bad += unpriced(config)
+    bad += check_costs(config)
     if bad:
         raise UsageError("\n".join(f"{path}: {line}" for line in bad))
     return config
 
 
-def unpriced(config: RunConfig) -> list[str]:
-    """Mistakes in ``prices`` and ``budget``."""
+def check_costs(config: RunConfig) -> list[str]:
+    """Mistakes in ``prices``, ``budget`` and ``plan``."""
     bad = [f"budget.{name} is {cap}; it must be at least 0 (null: no cap)" for name, cap in asdict(config.budget).items() if cap is not None and cap < 0]
+    for name in ("devices", "tflops", "utilisation", "tokens_per_second", "memory_gb"):
+        value = getattr(config.plan, name)
+        if value <= 0:
+            bad.append(f"plan.{name} is {value}; it must be above 0")
     for model, price in config.prices.items():
         bad += [f"prices.{model}.{key} is {value}; it must be at least 0" for key, value in asdict(price).items() if value < 0]
     if config.budget.usd is not None and config.teacher.model not in config.prices:

@@ -16,6 +16,7 @@ from speedlit.context import Context
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json, read_object, write_json
 from speedlit.pipeline.config import RunConfig
+from speedlit.pipeline.costs import ledger
 from speedlit.pipeline.preflight import ahead, preflight
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
@@ -119,7 +120,7 @@ def run(config: RunConfig, wanted: Wanted | None = None, say: Callable[[str], No
             perform(stage, every, plain, root, services, say, redo=stage.name == wanted.start)
             if stage.name == wanted.until:
                 break
-    return summarise(root, every)
+    return summarise(root, every, plain)
 
 
 def run_stage(config: RunConfig, name: str, shard: tuple[int, int] = (0, 1), say: Callable[[str], None] | None = None) -> None:
@@ -183,7 +184,7 @@ def perform(
             write_json(folder / "work" / "seconds.json", {"seconds": seconds})
         services.release()
     finish(stage, made_from, ctx, seconds)
-    write_json(root / "summary.json", summarise(root, every, write=False))
+    summarise(root, every, plain)
     say(f"{label}: {outcome(ctx)} in {seconds:.1f} s")
 
 
@@ -246,15 +247,16 @@ def owned(root: Path, plain: dict[str, Any], shard: tuple[int, int] = (0, 1)) ->
         yield
 
 
-def summarise(root: Path, every: dict[str, Stage], write: bool = True) -> dict[str, Any]:
-    """Per finished stage: seconds and ledger; and the tables that the evaluation stage made."""
-    summary: dict[str, Any] = {"stages": {}}
+def summarise(root: Path, every: dict[str, Stage], plain: dict[str, Any], write: bool = True) -> dict[str, Any]:
+    """Per finished stage: seconds and ledger; what the data cost per accepted sample; and the tables that the evaluation stage made."""
+    finished: dict[str, Any] = {}
     for stage in every.values():
         manifest = stage.folder(root) / "manifest.json"
         if (stage.folder(root) / "_SUCCESS").exists() and manifest.exists():
             made = read_object(manifest, "seconds", "ledger")
-            summary["stages"][stage.name] = {"seconds": made["seconds"], **made["ledger"]}
-    if "evaluation" in summary["stages"]:
+            finished[stage.name] = {"seconds": made["seconds"], **made["ledger"]}
+    summary = {"stages": finished, "costs": ledger(finished, plain, root)}
+    if "evaluation" in finished:
         summary.update(read_json(every["evaluation"].folder(root) / "tables.json"))
     if write:
         write_json(root / "summary.json", summary)

@@ -20,6 +20,8 @@ class Table:
 def tables(summary: dict[str, Any]) -> list[Table]:
     """All tables that the summary has figures for."""
     out = [stage_table(summary["stages"])]
+    if (costs := summary.get("costs")) and costs["accepted"]:
+        out.append(cost_table(costs))
     if quality := summary.get("quality"):
         out += [quality_table(quality), difference_table(quality)]
     if (embedders := summary.get("embedders")) is not None:
@@ -50,6 +52,28 @@ def stage_table(stages: dict[str, Any]) -> Table:
     rows.append(["all", f"{sum(s['seconds'] for s in stages.values()):.1f}", *sums, "", "", ""])
     head = ["stage", "seconds", "teacher calls", "generated", "tokens in", "tokens out", "accepted", "rejected", "most for"]
     return Table("stages", head, rows)
+
+
+def cost_table(costs: dict[str, Any]) -> Table:
+    """What the data took, in all and per accepted sample, beside the paper and the E5-Mistral route."""
+    named = [(name, row) for name, row in costs["stages"].items() if row["calls"] or row["local_seconds"] >= 0.05]
+    named += [("other attempts", costs["other"])] if costs["other"]["calls"] else []
+    named += [("all", costs["total"]), ("without brainstorming", costs["without_brainstorming"])]
+    rows = [[name, *amounts(row), *amounts(row["per_accepted"], each=True)] for name, row in named]
+    paper, e5 = costs["paper"], costs["e5"]
+    for name, whole, each in (("the paper (its Table 5)", paper, paper), ("E5-Mistral, for as many", e5["for_as_many"], e5)):
+        rows.append([name, *amounts(whole), *amounts(each["per_accepted"], each=True)])
+    note = f"{costs['accepted']:,} accepted samples: refined records that passed the filters. "
+    note += f"Other attempts: damaged, lost in a crash, or of an earlier config. Caveats: {'; '.join(costs['caveats'])}"
+    names = ["calls", "tokens", "USD", "local seconds"]
+    return Table("what the data cost", ["stage", *names, *(f"{name} / sample" for name in names)], rows, note)
+
+
+def amounts(row: dict[str, Any], each: bool = False) -> list[str]:
+    """Calls, tokens, USD and local seconds as text; blank where nobody knows."""
+    digits = (4, 1, 6, 3) if each else (0, 0, 2, 1)
+    values = (row.get(name) for name in ("calls", "tokens", "usd", "local_seconds"))
+    return ["" if value is None else f"{value:,.{places}f}" for value, places in zip(values, digits, strict=True)]
 
 
 def quality_table(quality: dict[str, Any]) -> Table:
@@ -112,17 +136,25 @@ def verdict(cell: dict[str, Any], scale: float = 1.0, digits: int = 3) -> str:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the tables; plain and unwrapped when not a terminal."""
+    """Print the tables of a run."""
+    draw(tables(summary))
+
+
+WORDS = ("most for", "how")  # columns of words, left-aligned
+
+
+def draw(drawn: Iterable[Table]) -> None:
+    """Print tables; plain and unwrapped when not a terminal."""
     import sys
 
     from rich.console import Console
     from rich.table import Table as Drawn
 
     console = Console(width=None if sys.stdout.isatty() else 240)
-    for table in tables(summary):
-        drawn = Drawn(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
+    for table in drawn:
+        grid = Drawn(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
         for i, name in enumerate(table.head):
-            drawn.add_column(name, justify="left" if i == 0 or name == "most for" else "right")
+            grid.add_column(name, justify="left" if i == 0 or name in WORDS else "right")
         for row in table.rows:
-            drawn.add_row(*row)
-        console.print(drawn)
+            grid.add_row(*row)
+        console.print(grid)

@@ -1,0 +1,46 @@
+"""``speedlit plan``: what a run will take, before anything is spent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from speedlit.commands.run import configure
+
+
+def run(argv: list[str]) -> int:
+    """Parse the words after ``plan``, print the plan."""
+    parser = argparse.ArgumentParser(
+        prog="speedlit plan",
+        description="Say what a run will take, stage by stage: calls, tokens, USD, generator hours, training FLOPs, memory. Asks no teacher, loads no model.",
+        epilog="Any key of the config can be overridden: --counts.seed 100. Example: speedlit plan --config speed --topics topics.txt",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="YAML file, or a shipped recipe's name (`speedlit list`)")
+    parser.add_argument("--root", help="folder of the run (default: the config's root)")
+    parser.add_argument("--topics", help="topic file, one path a line (same as --topics.file)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    known, rest = parser.parse_known_args(argv)
+    config = configure(known.config, rest, known.root, known.topics)
+    from speedlit.planning.plan import plan
+
+    found = plan(config)
+    if known.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return 0
+    show(found)
+    return 0
+
+
+def show(found: dict[str, Any]) -> None:
+    """Tables, then what was assumed and what stands in the way."""
+    from speedlit.planning.show import tables
+    from speedlit.report.tables import draw
+
+    draw(tables(found))
+    for title in ("assumed", "caveats", "warnings"):
+        if found[title]:
+            print(f"\n{title}:")
+        for line in found[title]:
+            print(f"- {line}")

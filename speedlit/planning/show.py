@@ -1,0 +1,70 @@
+"""The plan as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speedlit.report.tables import Table
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Calls and tokens; local work and memory; the paper and the E5-Mistral route beside them."""
+    return [asked(found), local(found), beside(found)]
+
+
+def asked(found: dict[str, Any]) -> Table:
+    """What the teacher is asked."""
+    rows = [
+        [s["stage"], count(s["calls"]), count(s["tokens_in"]), count(s["tokens_out"]), money(s["usd"]), s["note"]]
+        for s in found["stages"]
+        if s["calls"] != 0
+    ]
+    total = found["total"]
+    known = "" if all(s["calls"] is not None for s in found["stages"]) else "brainstorming not included"
+    rows.append(["all", count(total["calls"]), count(total["tokens_in"]), count(total["tokens_out"]), money(total["usd"]), known])
+    return Table(f"{found['name']}: the teacher", ["stage", "calls", "tokens in", "tokens out", "USD", "how"], rows)
+
+
+def local(found: dict[str, Any]) -> Table:
+    """What the own devices do."""
+    rows = []
+    for s in found["stages"]:
+        if s["calls"] == 0:
+            parts = s["memory"]
+            memory = [f"{parts[name] / 1e9:,.2f}" if parts else "" for name in ("weights", "gradients", "optimizer", "activations", "total")]
+            rows.append([s["stage"], count(s["generated"]), f"{s['flops']:.2e}", f"{s['hours']:,.2f}", money(s["device_usd"]), *memory, s["note"]])
+    total = found["total"]
+    rows.append(["all", count(total["generated"]), f"{total['flops']:.2e}", f"{total['hours']:,.2f}", money(total["device_usd"]), *[""] * 6])
+    head = ["stage", "answers", "FLOPs", "hours", "USD", "weights GB", "gradients", "optimizer", "activations", "sum", "how"]
+    note = "hours on all devices together; memory of one device that holds the whole model, at full length; N parameters, A of the adapter, T tokens"
+    return Table("generation and training", head, rows, note)
+
+
+def beside(found: dict[str, Any]) -> Table:
+    """The paper's accounting and the E5-Mistral route."""
+    ours, paper, e5 = found["total"]["without_brainstorming"], found["paper"], found["e5"]
+    rows = [
+        ["this plan, without brainstorming", count(ours["calls"]), count(ours["tokens"]), count(found["accepted"]), ratio(ours, found["accepted"])],
+        ["the paper", count(paper["calls"]), count(paper["tokens"]), count(paper["accepted"]), ratio(paper, paper["accepted"])],
+        ["E5-Mistral", count(e5["calls"]), count(e5["tokens"]), count(e5["samples"]), ratio(e5, e5["samples"])],
+    ]
+    if found["accepted"]:
+        many = e5["for_as_many"]
+        rows.append(["E5-Mistral, for as many", count(many["calls"]), count(many["tokens"]), count(found["accepted"]), ratio(many, found["accepted"])])
+    usd = "" if e5["for_as_many"]["usd"] is None else f"E5-Mistral's way, for as many at this teacher's price: {money(e5['for_as_many']['usd'])} USD"
+    return Table("beside it", ["", "calls", "tokens", "samples", "calls and tokens a sample"], rows, usd)
+
+
+def ratio(row: dict[str, Any], samples: int) -> str:
+    """``0.049 and 35``."""
+    return f"{row['calls'] / samples:.3f} and {row['tokens'] / samples:,.0f}" if samples else ""
+
+
+def count(value: float | None) -> str:
+    """A number, blank for none, a question mark for unknown."""
+    return "?" if value is None else f"{value:,.0f}" if value else ""
+
+
+def money(value: float | None) -> str:
+    """USD, a question mark for unknown."""
+    return "?" if value is None else f"{value:,.2f}"
