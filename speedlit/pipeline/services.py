@@ -9,12 +9,14 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from speedlit.context import Backend
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.pipeline.config import RunConfig
+from speedlit.synthesis.budget import Budget
 from speedlit.synthesis.journal import journal_file
 
 FOLDERS = {"junior": "04-junior/model", "senior": "07-senior/model", "control": "07-senior/control/model", "revisor": "09-revisor/model"}
@@ -29,6 +31,7 @@ class Services:
         self._process: subprocess.Popen[str] | None = None
         self._url: str | None = None
         self._open: list[Backend] = []
+        self._budget: Budget | None = None
         self._checks: bool | None = None
 
     def __enter__(self) -> Services:
@@ -36,6 +39,8 @@ class Services:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+        if self._budget is not None:
+            self._budget.close()
         if self._process is not None:
             self._process.terminate()
             try:
@@ -74,7 +79,15 @@ class Services:
             patience=teacher.patience,
             requests_per_minute=teacher.requests_per_minute,
             tokens_per_minute=teacher.tokens_per_minute,
+            budget=self.budget(),
         )
+
+    def budget(self) -> Budget:
+        """The caps of the run over all of its processes; one object for all stages."""
+        if self._budget is None:
+            caps, patience = asdict(self.config.budget), 1.5 * self.config.teacher.timeout
+            self._budget = Budget(self.root, caps, self.config.prices, self.journal, patience)
+        return self._budget
 
     def _generator(self, role: str) -> Backend:
         if role not in FOLDERS:

@@ -6,7 +6,7 @@ and the tariff it is charged at; the attempt's outcome row settles it. So a run'
 - answered and damaged attempts at the tokens that the server counted (at the worst case where it counted none),
 - attempts that may have been paid without an answer (timeouts, lost connections, 5xx but 503) at the worst case,
 - attempts without an outcome, in flight or orphaned by a crash, at the worst case;
-- refusals (4xx, 503, nobody listening) cost nothing.
+- refusals (3xx, 4xx, 503, nobody listening) cost nothing.
 
 How a client uses it, live or in batches (`journal.append` puts rows on the disk):
 
@@ -160,7 +160,7 @@ class Account:
             return
         _, model, worst = before or (at, "", Amount(1))
         if event in ("answered", "damaged"):
-            counted = tokens_in or tokens_out
+            counted = (tokens_in or tokens_out) and detail != "delivered_twice"  # the figures of a second copy are another request's
             (self.answered if event == "answered" else self.wasted).add(self.amount(model, tokens_in, tokens_out) if counted else worst)
         elif not free(status, detail):
             self.wasted.add(worst)
@@ -200,7 +200,7 @@ class Account:
 
 def free(status: int, detail: str) -> bool:
     """Whether a failed attempt certainly cost nothing: it was refused, or nobody listened."""
-    return 400 <= status < 500 or status == 503 or (status == 0 and detail not in LOST)
+    return 300 <= status < 500 or status == 503 or (status == 0 and detail not in LOST)
 
 
 class Budget:
@@ -288,13 +288,13 @@ class Budget:
         charged, paid, most = (getattr(amount, name) for amount in (spent, account.answered, worst))
         parts = f"{show(name, paid)} for {account.answered.calls:,} answers"
         if charged > paid:
-            parts += f", {show(name, charged - paid)} for damaged, lost and interrupted attempts, which may have been paid"
+            parts += f", {show(name, charged - paid)} for damaged, lost and interrupted attempts, at most"
         each, left = paid / max(account.answered.calls, 1), max((total or 0) - done, 0)
         state = f"{done:,}{f' of {total:,}' if total else ''} requests of this stage are answered"
         if left:
             state += f"; the other {left:,} would take about {show(name, each * left)}"
         needed = charged + most + each * max(left - 1, 0)
-        value = f"{needed + 0.005:.2f}" if name == "usd" else f"{math.ceil(needed)}"
+        value = f"{math.ceil(needed * 100) / 100:.2f}" if name == "usd" else f"{math.ceil(needed)}"
         return BudgetSpent(
             f"stopped before budget.{name} of {show(name, self.caps[name])} was passed: {show(name, charged)} are charged ({parts}), "
             f"and the next request may take {show(name, most)}. {state}. "
@@ -308,4 +308,4 @@ class Budget:
 
 def show(name: str, value: float) -> str:
     """An amount with its unit."""
-    return f"{value:.2f} USD" if name == "usd" else f"{value:,.0f} {name}"
+    return f"{value:,.{2 if value >= 1 else 4}f} USD" if name == "usd" else f"{value:,.0f} {name}"

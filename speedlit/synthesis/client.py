@@ -24,6 +24,7 @@ from typing import Any
 
 from speedlit.context import Reply, Request
 from speedlit.errors import SpeedlitError
+from speedlit.synthesis.budget import Budget, tariff, worst_case
 from speedlit.synthesis.commits import Commits
 from speedlit.synthesis.health import Health
 from speedlit.synthesis.journal import Event, Journal, request_key
@@ -58,6 +59,7 @@ class HTTPBackend:
         requests_per_minute: most attempts a minute; None: no limit.
         tokens_per_minute: most tokens a minute, guessed before an answer and corrected after it; None: no limit.
         extra: further keys of the request body, such as ``response_format``; part of the cache key.
+        budget: holds requests back that might pass it; needs a journal. None: no bound.
         say: takes one plain line about trouble that lasts; None prints to standard error.
 
     Raises:
@@ -78,6 +80,7 @@ class HTTPBackend:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         extra: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.role, self.extra = model, role, dict(extra or {})
@@ -85,7 +88,9 @@ class HTTPBackend:
         endpoint = Endpoint(base_url)
         self._own_journal = isinstance(journal, Path)
         self.journal = Journal(journal) if isinstance(journal, Path) else journal
-        self._commits = Commits(self.journal) if self.journal else None
+        self._done = 0
+        self._total: int | None = None
+        self._commits = Commits(self.journal, budget, lambda: (self._done, self._total)) if self.journal else None
         self._wire, self._gate = Wire(endpoint, timeout), Gate(concurrency)
         self._pace, self._paced = Pace(requests_per_minute, tokens_per_minute), bool(requests_per_minute or tokens_per_minute)
         self._health = Health(endpoint.name, model, retries, patience)
@@ -108,7 +113,7 @@ class HTTPBackend:
             SpeedlitError: the server cannot be reached or refuses this client for good, or the journal cannot be written. What was in
                 flight is stored before it is raised.
         """
-        source = iter(requests)
+        source, self._total = iter(requests), len(requests) if isinstance(requests, Sequence) else None
         waiting: deque[Future[list[Reply]]] = deque()
         self._submit(self._begin()).result()
         watch = self._submit(self._watch())
@@ -145,7 +150,7 @@ class HTTPBackend:
     # ---- inside the loop --------------------------------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        self._stopped = None
+        self._stopped, self._done = None, 0
         self._halted.clear()
         self._health.begin()
 
@@ -209,6 +214,7 @@ class HTTPBackend:
             future.set_exception(result)
             future.exception()  # whoever waits gets it; nobody waiting is no accident
         else:
+            self._done += not result[2]
             future.set_result(result)
 
     def _reply(self, request: Request, answer: Answer, cached: bool, error: str) -> Reply:
@@ -248,7 +254,8 @@ class HTTPBackend:
             while (left := self._pace.left(slot)) > 0:
                 await self._rest(left)
             self._check()
-            await self._note(Event(key, "sent"))
+            tokens_in, tokens_out = worst_case(body)
+            await self._note(Event(key, "sent", tokens_in=tokens_in, tokens_out=tokens_out, detail=tariff(self.model)))
             outcome = await self._wire.send(body, doubted)
             answer = Answer(outcome.raw)
             self._pace.settle(booked, letters, answer.tokens_in, answer.tokens_out)
@@ -257,6 +264,8 @@ class HTTPBackend:
             await self._note(Event(key, fate, outcome.status, outcome.seconds, answer.tokens_in, answer.tokens_out, reason, outcome.raw))
         finally:
             self._gate.leave(outcome.overloaded)
+            if self._commits is not None:
+                self._commits.left(key)
         return Attempt(outcome, answer, reason)
 
     async def _note(self, event: Event) -> None:

@@ -36,7 +36,7 @@ LOOKUP_BATCH = 400  # SQLite's oldest limit of bound values is 999
 
 @dataclass(frozen=True)
 class Event:
-    """One row to append; ``raw`` is the body of the response as it came."""
+    """One row to append; ``raw`` is the body of the response as it came. A ``sent`` row holds its worst case and its tariff (see budget.py)."""
 
     key: str
     event: str  # sent | answered | damaged | failed
@@ -143,8 +143,8 @@ class Journal:
             for db in (self._own, *self._others):
                 for event, rows, tokens_in, tokens_out in db.execute("SELECT event, COUNT(*), SUM(tokens_in), SUM(tokens_out) FROM attempts GROUP BY event"):
                     total[event] += rows
-                    total["tokens_in"] += tokens_in
-                    total["tokens_out"] += tokens_out
+                    total["tokens_in"] += tokens_in * (event != "sent")  # there they are a worst case, for the budget
+                    total["tokens_out"] += tokens_out * (event != "sent")
         return {**total, "orphaned": total["sent"] - total["answered"] - total["damaged"] - total["failed"]}
 
     def close(self) -> None:

@@ -14,11 +14,11 @@ from speedlit.cli import main
 from speedlit.pipeline.config import parse
 from speedlit.pipeline.yamlfiles import shipped
 from speedlit.planning.plan import plan
-from speedlit.planning.reach import shortfalls, wordings
+from speedlit.planning.reach import wordings
 from speedlit.planning.tokens import estimate, meter
+from speedlit.records import Task
 from speedlit.synthesis.stages.tasks import draw
 from speedlit.synthesis.templates import load_set
-from speedlit.records import Task
 
 LOOPS = [name for name in shipped() if "/" not in name]
 
