@@ -15,7 +15,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; font-weight: 600; font-size: 1.15rem; padding: .4rem 0 }
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent) }
 th:first-child, td:first-child { text-align: left }
-p.note { opacity: .75; max-width: 60rem }
+p.note { opacity: .75; max-width: 60rem; white-space: pre-line }
 """
 
 

@@ -64,7 +64,7 @@ def cost_table(costs: dict[str, Any]) -> Table:
     for name, whole, each in (("the paper (its Table 5)", paper, paper), ("E5-Mistral, for as many", e5["for_as_many"], e5)):
         rows.append([name, *amounts(whole), *amounts(each["per_accepted"], each=True)])
     note = f"{costs['accepted']:,} accepted samples: refined records that passed the filters. "
-    note += f"Other attempts: damaged, lost in a crash, or of an earlier config. Caveats: {'; '.join(costs['caveats'])}"
+    note += "Other attempts: damaged, lost in a crash, or of an earlier config. Caveats:\n" + "\n".join(f"- {line}" for line in costs["caveats"])
     names = ["calls", "tokens", "USD", "local seconds"]
     return Table("what the data cost", ["stage", *names, *(f"{name} / sample" for name in names)], rows, note)
 
