@@ -21,12 +21,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a teacher or a generator. ``id`` is the caller's key; ``index`` tells samples of one prompt apart."""
+    """One question to a teacher or a generator.
+
+    Attributes:
+        id: the caller's key.
+        index: tells samples of one prompt apart.
+        schema: JSON schema that the answer is to be kept to while it is written, where that is switched on.
+    """
 
     id: str
     messages: Sequence[Mapping[str, str]]
     sampling: Sampling
     index: int = 0
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

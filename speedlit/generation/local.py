@@ -16,7 +16,7 @@ import itertools
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from transformers.cache_utils import DynamicLayer
 
 from speedlit.context import Reply, Request
 from speedlit.errors import SpeedlitError
+from speedlit.generation.grammar import Constraint, Grammars
 from speedlit.models.folder import load_folder
 from speedlit.workers import begin_worker
 
@@ -41,20 +42,21 @@ GOLDEN, MIX_1, MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF5847
 
 @dataclass(frozen=True)
 class Row:
-    """One sample to draw: prompt token ids, the key of its noise (64 bits, signed), and how it is drawn."""
+    """One sample to draw: prompt token ids, the key of its noise (64 bits, signed), how it is drawn, and the schema it is kept to."""
 
     ids: tuple[int, ...]
     key: int
     temperature: float
     top_p: float
     max_tokens: int
+    schema: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, request: Request, ids: Sequence[int]) -> Row:
         """The row of a request whose prompt has these token ids."""
         s = request.sampling
         digest = hashlib.sha256(f"{request.id}:{request.index}:{s.seed}".encode()).digest()
-        return cls(tuple(ids), int.from_bytes(digest[:8], "big", signed=True), s.temperature, s.top_p, s.max_tokens)
+        return cls(tuple(ids), int.from_bytes(digest[:8], "big", signed=True), s.temperature, s.top_p, s.max_tokens, request.schema)
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class Writer:
         self.limit = getattr(loaded.model.config, "max_position_embeddings", None) or 1 << 30
         self.keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(loaded.model.forward).parameters else {}
         self._ids: dict[str, tuple[int, ...]] = {}
+        self._grammars: Grammars | None = None
 
     def write(self, batch: Sequence[Request]) -> list[tuple[Drawn, int]]:
         """Draw the samples of some requests; returns them with the token counts of their prompts."""
@@ -196,9 +199,14 @@ class Writer:
         out = torch.full((len(rows), steps), -1, dtype=torch.long, device=self.device)
         where = torch.arange(len(rows), device=self.device)  # batch place -> row
         alive = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        constraint = self._constraint(rows, logits.shape[-1])
         for step in range(steps):
+            if constraint is not None:
+                logits = constraint.mask(logits, where.tolist())
             token = pick(logits, keys[where], step, way.temperature, way.top_p)
             out[where[alive], step] = token[alive]
+            if constraint is not None:
+                constraint.take(where[alive].tolist(), token[alive].tolist())
             alive &= ~torch.isin(token, self.stops)
             count = int(alive.sum())
             if count == 0 or step + 1 == steps:
@@ -231,6 +239,14 @@ class Writer:
         if len(distinct) < len(rows):
             cache.batch_select_indices(index)
         return cache, mask[index], logits[index]
+
+    def _constraint(self, rows: Sequence[Row], size: int) -> Constraint | None:
+        """What keeps these rows to their schemas, where they have any."""
+        if all(row.schema is None for row in rows):
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, size, self.stops.tolist())
+        return self._grammars.constraint([row.schema for row in rows])
 
     def _finish(self, tokens: list[int]) -> Drawn:
         """Text of a row that ends at a stop token, or at the token limit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ class Teacher:
         tokens_per_minute: most tokens a minute, prompts and answers together; null: no limit but the server's own.
         temperature: of the writer; judge and critic always use 0.
         max_tokens: longest answer.
+        structured: keep answers to the template's JSON keys by ``response_format``, where a question at the start shows that the server can.
     """
 
     model: str = "gpt-4o-2024-05-13"
@@ -111,6 +113,7 @@ class Teacher:
     tokens_per_minute: float | None = None
     temperature: float = 1.0
     max_tokens: int = 1024
+    structured: bool = False
 
 
 @dataclass
@@ -124,6 +127,7 @@ class Generator:
         batch_size: prompts per forward pass.
         processes: worker processes, one torch thread each; 1 generates in this process.
         dtype: float32 or bfloat16.
+        structured: keep answers to the template's JSON keys while they are drawn (needs xgrammar: the extra ``structured``).
     """
 
     temperature: float = 1.0
@@ -132,6 +136,7 @@ class Generator:
     batch_size: int = 64
     processes: int = 1
     dtype: str = "float32"
+    structured: bool = False
 
 
 @dataclass
@@ -430,6 +435,8 @@ def check(config: RunConfig, path: Path) -> RunConfig:
             bad.append(f"filters.{name} is {limit}; it must lie between 0 and 1, or be null to keep such records")
     if config.judge_swap not in (None, "drop", "keep"):
         bad.append(f"judge_swap is {config.judge_swap!r}; choose drop, keep or null")
+    if config.sampling.structured and find_spec("xgrammar") is None:
+        bad.append("sampling.structured needs xgrammar: pip install 'speedlit[structured]', or set it to false")
     unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}
     if unknown:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")

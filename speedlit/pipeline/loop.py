@@ -35,10 +35,10 @@ def lazily(module: str) -> Callable[[Context], None]:
 
 SYNTH = "speedlit.synthesis.stages."
 TRAIN = "speedlit.pipeline."
-TEACHER = ("teacher.model", "teacher.temperature", "teacher.max_tokens", "teacher.embedded", "seed", "prompts")
+TEACHER = ("teacher.model", "teacher.temperature", "teacher.max_tokens", "teacher.structured", "teacher.embedded", "seed", "prompts")
 REVISION = ("revision", "revise_fields", "revision_guard", "prompts")
 COMPARED = ("counts.candidates", "counts.test_samples", "control", "comparison.sources")
-SAMPLING = ("sampling.temperature", "sampling.top_p", "sampling.max_tokens", "sampling.batch_size", "sampling.dtype", "seed")
+SAMPLING = ("sampling.temperature", "sampling.top_p", "sampling.max_tokens", "sampling.batch_size", "sampling.dtype", "sampling.structured", "seed")
 
 
 def stages() -> dict[str, Stage]:

@@ -69,7 +69,7 @@ class Services:
         from speedlit.synthesis.client import HTTPBackend
 
         teacher = self.config.teacher
-        return HTTPBackend(
+        live = HTTPBackend(
             base_url=self.url(),
             model=teacher.model,
             journal=self.journal,
@@ -81,6 +81,11 @@ class Services:
             tokens_per_minute=teacher.tokens_per_minute,
             budget=self.budget(),
         )
+        if not teacher.structured:
+            return live
+        from speedlit.synthesis.structured import Structured
+
+        return Structured(live, live, live.name)
 
     def budget(self) -> Budget:
         """The caps of the run over all of its processes; one object for all stages."""

@@ -29,7 +29,7 @@ from speedlit.synthesis.commits import Commits
 from speedlit.synthesis.health import Health
 from speedlit.synthesis.journal import Event, Journal, request_key
 from speedlit.synthesis.pacing import Gate, Pace
-from speedlit.synthesis.wire import Answer, Endpoint, Outcome, Wire
+from speedlit.synthesis.wire import Answer, Endpoint, Outcome, Wire, chat_body
 
 BATCH = 32  # requests that are looked up and handed on together
 
@@ -86,6 +86,7 @@ class HTTPBackend:
         self.model, self.role, self.extra = model, role, dict(extra or {})
         self.timeout, self.backoff = timeout, backoff
         endpoint = Endpoint(base_url)
+        self.name = endpoint.name
         self._own_journal = isinstance(journal, Path)
         self.journal = Journal(journal) if isinstance(journal, Path) else journal
         self._done = 0
@@ -223,7 +224,7 @@ class HTTPBackend:
 
     async def _ask(self, key: str, request: Request) -> None:
         """Ask one request until it has a usable answer, is refused, or the attempts are used up."""
-        body, doubted, first_failure = self._body(request), "", 0.0
+        body, doubted, first_failure = chat_body(self.model, request, self.extra), "", 0.0
         for attempt in itertools.count():
             tried = await self._attempt(key, body, doubted)
             outcome, reason = tried.outcome, tried.reason
@@ -294,12 +295,6 @@ class HTTPBackend:
     def _pause(self, attempt: int, wait: float | None) -> float:
         own: float = min(self.backoff * 2.0**attempt, 30.0) * self._jitter.uniform(0.5, 1.0)
         return own if wait is None else wait + own * 0.2
-
-    def _body(self, request: Request) -> dict[str, Any]:
-        s = request.sampling
-        sampling = {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens, "seed": s.seed}
-        body = {"model": self.model, "messages": list(request.messages), **sampling, **self.extra}
-        return {key: value for key, value in body.items() if value is not None}
 
 
 def _letters(body: Mapping[str, Any]) -> int:

@@ -54,6 +54,7 @@ def request_key(role: str, model: str, request: Request, extra: Mapping[str, Any
     messages = [dict(message) for message in request.messages]
     what: dict[str, Any] = {"role": role, "model": model, "messages": messages, "sampling": sampling, "seed": request.sampling.seed, "index": request.index}
     what |= {"extra": dict(extra)} if extra else {}
+    what |= {"schema": request.schema} if request.schema is not None else {}
     return hashlib.sha256(canonical_json(what).encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 from weakref import WeakKeyDictionary
 
+from speedlit.context import Request
 from speedlit.errors import UsageError
 
 SECRET = 12  # shorter keys are placeholders such as EMPTY: words that an answer may well hold
@@ -227,6 +228,15 @@ class Wire:
         self._last[stream] = None
         await stream.aclose()
         return True
+
+
+def chat_body(model: str, request: Request, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The body of a chat completion; keys without a value are left out."""
+    s = request.sampling
+    body = {"model": model, "messages": list(request.messages), "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens, "seed": s.seed}
+    if request.schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": dict(request.schema)}}
+    return {key: value for key, value in {**body, **(extra or {})}.items() if value is not None}
 
 
 def error_code(raw: str) -> str:

@@ -20,6 +20,7 @@ from speedlit.progress import Progress
 from speedlit.records import Generation, Prompt, Record, Row, read_rows
 from speedlit.synthesis.parsing import Rejected, parse_record
 from speedlit.synthesis.quality import Answers, Measures, merge, show
+from speedlit.synthesis.schemas import record_schema
 from speedlit.synthesis.templates import Template, derived_seed, load_set
 
 CHUNK = 1024
@@ -72,7 +73,17 @@ def _part(ctx: Context, role: str, chunk: Sequence[Request]) -> Path:
     stage = ctx.out if ctx.shard == (0, 1) else ctx.out.parent.parent  # a shard works in <stage>/work/shard-i-of-n
     folder = stage / "work" / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{role}-{content_id([[r.id, r.index, list(r.messages), asdict(r.sampling)] for r in chunk])}.jsonl"
+    return folder / f"{role}-{content_id([_asked(r) for r in chunk])}.jsonl"
+
+
+def _asked(request: Request) -> list[Any]:
+    shape = [request.schema] if request.schema is not None else []
+    return [request.id, request.index, list(request.messages), asdict(request.sampling), *shape]
+
+
+def structured(ctx: Context, role: str) -> bool:
+    """Whether the answers of ``role`` are kept to a JSON schema while they are written."""
+    return bool(ctx.config["teacher" if role == "teacher" else "sampling"].get("structured"))
 
 
 def prompts_of(ctx: Context, *uses: str) -> list[Prompt]:
@@ -88,12 +99,14 @@ def writer_sampling(ctx: Context, role: str) -> Sampling:
 
 def write_requests(ctx: Context, role: str, prompts: Iterable[Prompt], samples: int = 1) -> list[Request]:
     """One request per prompt and sample, seeded by the run's seed, the prompt and the sample's index."""
-    base = writer_sampling(ctx, role)
-    return [
-        Request(prompt.id, prompt.messages, Sampling(base.temperature, base.top_p, base.max_tokens, derived_seed(ctx.config["seed"], prompt.id, index)), index)
-        for prompt in prompts
-        for index in range(samples)
-    ]
+    base, shaped = writer_sampling(ctx, role), structured(ctx, role)
+    requests = []
+    for prompt in prompts:
+        schema = record_schema(prompt.keys) if shaped else None
+        for index in range(samples):
+            drawn = Sampling(base.temperature, base.top_p, base.max_tokens, derived_seed(ctx.config["seed"], prompt.id, index))
+            requests.append(Request(prompt.id, prompt.messages, drawn, index, schema))
+    return requests
 
 
 def exact_sampling(ctx: Context, role: str, *parts: Any) -> Sampling:

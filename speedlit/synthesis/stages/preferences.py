@@ -15,7 +15,8 @@ from speedlit.context import Context, Reply, Request
 from speedlit.records import Preference, Prompt, Record, read_rows
 from speedlit.synthesis.parsing import Rejected, dumps, parse_judge
 from speedlit.synthesis.quality import Answers, JudgeMeasures
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of
+from speedlit.synthesis.schemas import judge_schema
+from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of, structured
 from speedlit.synthesis.templates import RoleTemplate, derived_random, load_set
 
 
@@ -57,9 +58,10 @@ def run(ctx: Context) -> None:
 def orders(ctx: Context, prompt: Prompt, records: Sequence[Record], judge: RoleTemplate, swap: bool) -> Iterator[Request]:
     """The question in the order shown and, with ``swap``, once more in reverse; its index says which."""
     texts = [dumps(record.fields, prompt.keys) for record in records]
+    schema = judge_schema(judge.text, len(records), judge.index_base) if structured(ctx, "teacher") else None
     for index, name in enumerate(("judge", "judge reversed") if swap else ("judge",)):
         messages = judge.judge(prompt.text, texts[::-1] if index else texts)
-        yield Request(prompt.id, messages, exact_sampling(ctx, "teacher", prompt.id, name), index)
+        yield Request(prompt.id, messages, exact_sampling(ctx, "teacher", prompt.id, name), index, schema)
 
 
 def by_prompt(answers: Iterable[tuple[Request, Reply]]) -> Iterator[list[tuple[Request, Reply]]]:

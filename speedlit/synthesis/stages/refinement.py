@@ -15,7 +15,8 @@ from speedlit.context import Context, Request
 from speedlit.records import Prompt, Record, Revision, read_rows
 from speedlit.synthesis.parsing import dumps
 from speedlit.synthesis.quality import Answers, Measures
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, make_record, note_quality, prompts_of
+from speedlit.synthesis.schemas import change_schema
+from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, make_record, note_quality, prompts_of, structured
 from speedlit.synthesis.stages.revisions import revise
 from speedlit.synthesis.templates import load_set
 
@@ -28,11 +29,12 @@ def run(ctx: Context) -> None:
     templates, form, allowed = load_set(ctx.config["prompts"]), ctx.config["revision"], ctx.config.get("revise_fields")
     prompts = {prompt.id: prompt for prompt in prompts_of(ctx, "synthetic", "test", "validation")}
     records = list(read_rows(ctx.inputs["synthesis"] / "records-senior.jsonl", Record))
-    requests = []
+    requests, shaped = [], structured(ctx, "revisor")
     for record in records:
         prompt = prompts[record.prompt_id]
         messages = templates.roles["revise"].revision(prompt.text, dumps(record.fields, prompt.keys), form)
-        requests.append(Request(record.id, messages, exact_sampling(ctx, "revisor", record.id, "revise")))
+        schema = change_schema(templates.roles["revise"].formats.get(form, ""), prompt.keys, form) if shaped else None
+        requests.append(Request(record.id, messages, exact_sampling(ctx, "revisor", record.id, "revise"), schema=schema))
     by_id = {record.id: record for record in records}
     guard = ctx.config.get("revision_guard") == "likelihood"
     answers = ask(ctx, "revisor", requests, "refinement: revisor")

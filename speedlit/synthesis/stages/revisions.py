@@ -10,7 +10,8 @@ from speedlit.context import Context, Reply, Request
 from speedlit.records import Prompt, Record, Revision, read_rows
 from speedlit.synthesis.parsing import Rejected, dumps, parse_change
 from speedlit.synthesis.quality import Answers
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of
+from speedlit.synthesis.schemas import change_schema
+from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of, structured
 from speedlit.synthesis.templates import load_set
 
 
@@ -20,11 +21,12 @@ def run(ctx: Context) -> None:
     prompts = {prompt.id: prompt for prompt in prompts_of(ctx, "root")}
     records = choose(list(read_rows(ctx.inputs["candidates"] / "records.jsonl", Record)), ctx.config["counts"]["revisions"], ctx.config["seed"])
     by_id = {record.id: record for record in records}
-    requests = []
+    requests, shaped = [], structured(ctx, "teacher")
     for record in records:
         prompt = prompts[record.prompt_id]
         messages = critique.revision(prompt.text, dumps(record.fields, prompt.keys), form)
-        requests.append(Request(record.id, messages, exact_sampling(ctx, "teacher", record.id, "critique")))
+        schema = change_schema(critique.formats.get(form, ""), prompt.keys, form) if shaped else None
+        requests.append(Request(record.id, messages, exact_sampling(ctx, "teacher", record.id, "critique"), schema=schema))
     fates = Answers(ctx.config.get("quality"))
     with Outputs(ctx.out, "revisions", "rejected") as out:
         for request, reply in ask(ctx, "teacher", requests, "revisions: critique"):
