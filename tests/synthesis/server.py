@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import struct
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error", 503: "Unavailable"}
+IDS = itertools.count()  # real servers give every completion an id of its own
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Fault:
 def completion(text: str, finish_reason: str = "stop") -> str:
     usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
-    return json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
+    return json.dumps({"id": f"chatcmpl-{next(IDS)}", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
 
 
 class Server:
