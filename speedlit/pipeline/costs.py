@@ -69,8 +69,8 @@ def ledger(stages: Mapping[str, Any], config: Mapping[str, Any], root: Path) -> 
 
 def price_of(config: Mapping[str, Any], prices: Mapping[str, Price]) -> Price | None:
     """The price of the run's teacher; the embedded one costs nothing; None where nobody has said."""
-    teacher = config["teacher"]
-    found = prices.get(teacher["model"])
+    teacher = config.get("teacher") or {}
+    found = prices.get(teacher.get("model", ""))
     return found or (Price(0.0, 0.0) if teacher.get("embedded") is not None and not teacher.get("base_url") else None)
 
 
