@@ -14,10 +14,12 @@ from typing import IO, Any
 
 from speedlit.errors import SpeedlitError, UsageError
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
 
 def canonical_json(value: Any) -> str:
     """One spelling per value: sorted keys, no spaces, real Unicode."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _CANONICAL(value)
 
 
 def content_id(value: Any) -> str:

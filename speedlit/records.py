@@ -7,7 +7,8 @@ that say *what* a record is (``ID_FIELDS``), never of how long it took or when (
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -24,14 +25,14 @@ class Row:
 
     ID_FIELDS: ClassVar[tuple[str, ...]] = ()
 
-    @property
+    @cached_property
     def id(self) -> str:
         """First 16 hex digits of sha256 over the canonical JSON of the identifying fields."""
         return content_id({"type": type(self).__name__, **{name: getattr(self, name) for name in self.ID_FIELDS}})
 
     def to_json(self) -> dict[str, Any]:
         """The record as one JSON object, with its id and the schema version."""
-        return {"id": self.id, "schema": SCHEMA, **asdict(self)}
+        return {"id": self.id, "schema": SCHEMA, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
     @classmethod
     def from_json(cls: type[T], row: Mapping[str, Any]) -> T:
@@ -43,9 +44,12 @@ class Row:
         if row.get("schema", SCHEMA) != SCHEMA:
             raise UsageError(f"record {row.get('id')} has schema {row['schema']}, this version of speedlit reads {SCHEMA}")
         try:
-            return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
+            made = cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
         except TypeError as error:
             raise UsageError(f"record {row.get('id')} is not a {cls.__name__}: {error}") from error
+        if isinstance(row.get("id"), str):
+            made.__dict__["id"] = row["id"]  # hashed when it was written
+        return made
 
 
 @dataclass(frozen=True)

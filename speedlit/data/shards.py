@@ -2,26 +2,33 @@
 
 litdata notices neither a flipped byte nor a chunk that its index has lost, and waits two minutes for one that is missing.
 ``manifest.json`` holds the sha256 and row count of each chunk; a set that doesn't match it is refused, naming the file.
-Writing uses litdata's chunk writer in this process; its multi-process ``optimize`` would cost seconds for any set.
+Writing uses litdata's chunk writer, in this process or one per chunk; its multi-process ``optimize`` would cost seconds for any set.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from speedlit.errors import UsageError
 from speedlit.files import content_id, disk_error, read_json, remove, sha256_file, write_json
+from speedlit.workers import in_order
 
 SCHEMA = 1
 MANIFEST, INDEX, LENGTHS = "manifest.json", "index.json", "lengths.npy"
 IN_MEMORY = 128 << 20  # bytes of chunks up to which a set is read once and kept
+ONE_CHUNK = 1 << 40  # bytes at which a chunk is closed where all of a job's rows belong into one
+J = TypeVar("J")
+Made = tuple[np.ndarray, Counter[str]]
 
 # What a row must hold, and which of it is measured (in characters) for the plan of a run.
 SHAPES: dict[str, dict[str, type]] = {
@@ -65,6 +72,32 @@ def write_shards(rows: Iterable[dict[str, Any]], out: Path, shape: str, chunk_by
     Raises:
         UsageError: an unknown shape, a row without one of the fields, no rows at all, or a folder that holds something else.
     """
+    with _in_place(out, shape) as folder:
+        made = _chunks(rows, folder, shape, chunk_bytes)
+        return _finish(folder, shape, [made])
+
+
+def write_chunks(jobs: Sequence[J], rows_of: Callable[[J], Iterable[dict[str, Any]]], out: Path, shape: str, done: Callable[[J], None]) -> Manifest:
+    """Write a shard set of one chunk per job, in worker processes; else as ``write_shards``.
+
+    Args:
+        jobs: picklable, in the order of their rows.
+        rows_of: gives the rows of a job, at least one; importable in a fresh process.
+        out: the folder.
+        shape: sft, preference or contrastive.
+        done: called with each job that is written.
+    """
+    with _in_place(out, shape) as folder:
+        made = []
+        for job, part in zip(jobs, in_order(partial(_chunk, rows_of, folder, shape), enumerate(jobs)), strict=True):
+            made.append(part)
+            done(job)
+        return _finish(folder, shape, made)
+
+
+@contextmanager
+def _in_place(out: Path, shape: str) -> Iterator[Path]:
+    """A folder to write in, which takes the place of ``out`` at the end."""
     if shape not in SHAPES:
         raise UsageError(f"unknown shape {shape!r}; choose among {', '.join(SHAPES)}")
     out = Path(out)
@@ -75,22 +108,28 @@ def write_shards(rows: Iterable[dict[str, Any]], out: Path, shape: str, chunk_by
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        manifest = _write(rows, temporary, shape, chunk_bytes)
+        yield temporary
         remove(out)
         temporary.rename(out)
     except OSError as error:
         raise disk_error(error, out) from error
     finally:
         remove(temporary)
-    return manifest
 
 
-def _write(rows: Iterable[dict[str, Any]], folder: Path, shape: str, chunk_bytes: int) -> Manifest:
+def _chunk(rows_of: Callable[[J], Iterable[dict[str, Any]]], folder: Path, shape: str, numbered: tuple[int, J]) -> Made:
+    number, job = numbered
+    return _chunks(rows_of(job), folder, shape, ONE_CHUNK, number)
+
+
+def _chunks(rows: Iterable[dict[str, Any]], folder: Path, shape: str, chunk_bytes: int, writer_number: int = 0) -> Made:
+    """Write one writer's chunks and its own index; gives the lengths and the kinds of its rows."""
     from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes)
+    writer._rank = writer_number  # the chunks' names and place among those of other writers; else a matter of environment variables
     lengths: list[list[int]] = []
-    kinds: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="An item was larger than the target chunk size")
         for number, row in enumerate(rows):
@@ -98,17 +137,25 @@ def _write(rows: Iterable[dict[str, Any]], folder: Path, shape: str, chunk_bytes
             writer[number] = clean
             lengths.append([_length(clean[name]) for name in SHAPES[shape] if name != "kind"])
             if shape == "contrastive":
-                kinds[clean["kind"]] = kinds.get(clean["kind"], 0) + 1
+                kinds[clean["kind"]] += 1
         writer.done()
-    if not lengths:
+    return np.asarray(lengths, dtype=np.int32), kinds
+
+
+def _finish(folder: Path, shape: str, made: Sequence[Made]) -> Manifest:
+    """Merge the writers' indices and write lengths and manifest."""
+    from litdata.streaming.writer import BinaryWriter
+
+    if not any(len(lengths) for lengths, _ in made):
         raise UsageError("there are no rows to write")
-    writer.merge(1)
-    np.save(folder / LENGTHS, np.asarray(lengths, dtype=np.int32))
+    BinaryWriter(str(folder), chunk_bytes=ONE_CHUNK).merge(len(made))
+    np.save(folder / LENGTHS, np.concatenate([lengths for lengths, _ in made]))
     chunks = [
         {"file": c["filename"], "rows": c["chunk_size"], "bytes": (folder / c["filename"]).stat().st_size, "sha256": sha256_file(folder / c["filename"])}
         for c in read_json(folder / INDEX)["chunks"]
     ]
-    manifest = Manifest(shape, len(lengths), chunks, sha256_file(folder / INDEX), sha256_file(folder / LENGTHS), kinds)
+    kinds = dict(sum((kinds for _, kinds in made), Counter[str]()))
+    manifest = Manifest(shape, sum(chunk["rows"] for chunk in chunks), chunks, sha256_file(folder / INDEX), sha256_file(folder / LENGTHS), kinds)
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 

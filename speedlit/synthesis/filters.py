@@ -1,77 +1,25 @@
-"""What a data set leaves out: exact copies, near-duplicates by MinHash, and texts that share a long run of words with evaluation texts.
+"""What a data set must not hold: texts that share a long run of words with evaluation texts; and reading those.
 
-All three stream: they keep hashes, not texts.
+Exact copies and near-duplicates: ``hashing.py`` and ``near.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speedlit.errors import UsageError
+from speedlit.synthesis.hashing import Hashes, Places, encode, runs, words
+from speedlit.synthesis.near import NearFilter
 
-WORD = re.compile(r"\w+", re.UNICODE)
-PERMUTATIONS, BANDS = 128, 32
-
-
-def words(text: str) -> list[str]:
-    """Casefolded words without punctuation."""
-    return WORD.findall(text.casefold())
-
-
-def shingles(tokens: list[str], size: int) -> set[str]:
-    """All runs of ``size`` words; a shorter text is one shingle as a whole."""
-    if len(tokens) <= size:
-        return {" ".join(tokens)}
-    return {" ".join(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-class ExactFilter:
-    """Remembers normalised texts by hash."""
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-
-    def is_duplicate(self, text: str) -> bool:
-        """Whether an equal text (case, blanks and punctuation aside) was seen before; remembers it."""
-        value = _hash(" ".join(words(text)))
-        if value in self._seen:
-            return True
-        self._seen.add(value)
-        return False
-
-
-class NearFilter:
-    """Near-duplicates by MinHash over word shingles (SPEED names MinHash and no settings; these are ours: 5 words, 128 permutations, 0.8).
-
-    Args:
-        threshold: Jaccard similarity of the shingle sets from which two texts count as near-duplicates.
-        size: words in a shingle.
-    """
-
-    def __init__(self, threshold: float = 0.8, size: int = 5, seed: int = 0) -> None:
-        from rensa import RMinHash, RMinHashDeduplicator
-
-        if not 0 < threshold <= 1:
-            raise UsageError(f"filters.minhash_threshold must lie between 0 and 1, not {threshold}; null switches the filter off")
-        self._size, self._seed, self._new = size, seed, RMinHash
-        self._store = RMinHashDeduplicator(threshold=threshold, num_perm=PERMUTATIONS, use_lsh=True, num_bands=BANDS, seed=seed)
-        self._count = 0
-
-    def is_duplicate(self, text: str) -> bool:
-        """Whether a similar text was seen before; remembers it if not."""
-        sketch = self._new(num_perm=PERMUTATIONS, seed=self._seed)
-        sketch.update(sorted(shingles(words(text), self._size)))
-        self._count += 1
-        return not self._store.add(str(self._count), sketch)
+__all__ = ["ContaminationFilter", "NearFilter", "strings", "texts_in", "words"]
+BLOCK = 1000  # texts that are hashed together
 
 
 class ContaminationFilter:
@@ -82,19 +30,51 @@ class ContaminationFilter:
         size: words in a run (13 is the usual length).
     """
 
-    def __init__(self, protected: Iterable[str], size: int = 13) -> None:
-        self._size = size
-        self._runs: set[int] = set()
-        self.texts = 0
-        for text in protected:
-            tokens = words(text)
-            if tokens:
-                self.texts += 1
-                self._runs.update(_hash(run) for run in shingles(tokens, size))
+    def __init__(self, protected: Iterable[str] = (), size: int = 13) -> None:
+        self.size, self.texts = size, 0
+        found = [np.zeros(0, np.uint64)]
+        source = iter(protected)
+        while block := list(itertools.islice(source, BLOCK)):
+            tokens, bounds = encode(block)
+            worded = np.flatnonzero(np.diff(bounds))
+            self.texts += len(worded)
+            found.append(np.unique(runs(tokens, bounds[:-1][worded], bounds[1:][worded], size)[0]))
+        self._take(np.unique(np.concatenate(found)))
+
+    @classmethod
+    def load(cls, path: Path, size: int) -> ContaminationFilter:
+        """The filter that ``save`` wrote."""
+        made = cls(size=size)
+        made._take(np.load(path, mmap_mode="r"))
+        return made
+
+    def save(self, path: Path) -> None:
+        """Keep the runs in a file, for other processes."""
+        np.save(path, self._runs)
+
+    def _take(self, found: Hashes) -> None:
+        """Sorted hashes of runs, and a table of their leading bits that answers most questions with no."""
+        self._runs = found
+        bits = min(max(4 + len(found).bit_length(), 16), 27)
+        self._shift = np.uint64(64 - bits)
+        self._leading = np.zeros(1 << bits, bool)
+        self._leading[found >> self._shift] = True
+
+    def hits(self, tokens: Hashes, starts: Places, ends: Places) -> NDArray[np.bool_]:
+        """Which of some stretches of words overlap with a protected text."""
+        found = np.zeros(len(starts), bool)
+        worded = np.flatnonzero(ends > starts)
+        hashes, bounds = runs(tokens, starts[worded], ends[worded], self.size)
+        likely = np.flatnonzero(self._leading[hashes >> self._shift])
+        place = np.searchsorted(self._runs, hashes[likely])
+        sure = likely[self._runs[np.minimum(place, len(self._runs) - 1)] == hashes[likely]] if len(self._runs) else likely
+        found[worded[np.searchsorted(bounds, sure, side="right") - 1]] = True
+        return found
 
     def is_contaminated(self, *texts: str) -> bool:
         """Whether one of ``texts`` overlaps with a protected one."""
-        return any(_hash(run) in self._runs for text in texts for run in shingles(words(text), self._size))
+        tokens, bounds = encode(texts)
+        return bool(self.hits(tokens, bounds[:-1], bounds[1:]).any())
 
 
 def texts_in(path: Path) -> Iterator[str]:

@@ -2,22 +2,32 @@
 
 Where sources are compared, each gives equally many triplets. All sources follow one order of prompts, so smaller sets are the
 beginnings of larger ones, and two sources hold samples of mostly the same prompts.
+
+Built for a million records: worker processes read and write, ids are joined in sorted arrays (``work/*.npy``), and what is decided
+does not depend on how many processes there are.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from speedlit.context import Context
 from speedlit.errors import SpeedlitError
-from speedlit.files import remove, write_json, write_jsonl
-from speedlit.records import Prompt, Record, Revision, Task, Triplet, read_rows, write_rows
-from speedlit.synthesis.filters import ContaminationFilter, ExactFilter, NearFilter, texts_in
-from speedlit.synthesis.quality import measure
-from speedlit.synthesis.stages.common import prompts_of
+from speedlit.files import atomic, canonical_json, remove, write_json, write_jsonl
+from speedlit.progress import Progress
+from speedlit.records import Prompt, Record, Task, Triplet, read_rows
+from speedlit.synthesis.filters import ContaminationFilter, texts_in
+from speedlit.synthesis.lines import Lines, Stretch, number, rows, spelled, stretches
+from speedlit.synthesis.quality import Measures
+from speedlit.synthesis.quality.measures import SAMPLE
+from speedlit.synthesis.sieve import CONTAMINATED, Sieve, Sieved, Table, sift, spilled
+from speedlit.workers import in_order
 
 FILES = {
     "junior": ("synthesis", "records-junior.jsonl"),
@@ -27,6 +37,9 @@ FILES = {
     "teacher": ("seed", "records.jsonl"),
 }
 MAIN = "refined"  # what the loop is for
+PART = 16 << 20  # bytes of records in one chunk of the shards
+WORK = Path("work", "sieve")  # below the stage's folder
+NAMED = 100  # contaminated records that the ledger names; dropped.jsonl names all
 
 
 def run(ctx: Context) -> None:
@@ -35,32 +48,49 @@ def run(ctx: Context) -> None:
     Raises:
         SpeedlitError: the filters leave nothing of a source.
     """
-    from speedlit.data.shards import write_shards
-
-    prompts = {prompt.id: prompt for prompt in prompts_of(ctx, "synthetic", "seed")}
-    topic_of = {task.id: task.topic_id for task in read_rows(ctx.inputs["tasks"] / "tasks.jsonl", Task)}
+    work = ctx.out / WORK
+    remove(work)  # of an interrupted attempt
+    work.mkdir(parents=True)
     protected = evaluation_texts(ctx)
+    join(ctx, work)
     compared = ctx.config["comparison"]["sources"]
-    sources = list(dict.fromkeys([*compared, MAIN]))
-    dropped: list[dict[str, Any]] = []
-    kept = {source: list(clean(ctx, source, prompts, protected, dropped)) for source in sources}
-    for source, records in kept.items():
-        if not records:
+    found = {source: sieve(ctx, source, protected) for source in dict.fromkeys([*compared, MAIN])}
+    write_jsonl(ctx.out / "dropped.jsonl", dropped(ctx, found))
+    for source, sieved in found.items():
+        if not len(sieved.kept):
             raise SpeedlitError(f"dataset: nothing is left of the source {source}; {ctx.out / 'dropped.jsonl'} says why: loosen `filters` or synthesise more")
-    limits = [ctx.config["counts"].get("embedder"), min(map(len, kept.values())) if compared else None]
+    limits = [ctx.config["counts"].get("embedder"), min(len(sieved.kept) for sieved in found.values()) if compared else None]
     limit = min((limit for limit in limits if limit), default=None)
-    revision_of = revisions(ctx)
-    for source, records in kept.items():
-        triplets = [triplet(record, prompts[record.prompt_id], topic_of, source, revision_of) for record in records[:limit]]
-        ctx.ledger.notes[source] = {"records": len(records), "triplets": len(triplets), "quality": measure(records[:limit])}
-        ctx.ledger.accepted += write_rows(ctx.out / f"triplets-{source}.jsonl", triplets)
-        remove(ctx.out / "shards" / source)  # of an interrupted attempt
-        (ctx.out / "shards").mkdir(exist_ok=True)
-        write_shards((row(t) for t in triplets), ctx.out / "shards" / source, "contrastive")
-    write_jsonl(ctx.out / "dropped.jsonl", dropped)
+    for source, sieved in found.items():
+        table = sieved.table[sieved.kept][:limit]
+        ctx.ledger.notes[source] = {"records": len(sieved.kept), "triplets": len(table), "quality": quality(ctx, source, table)}
+        write(ctx, source, table)
+        ctx.ledger.accepted += len(table)
+    remove(work)
 
 
-def evaluation_texts(ctx: Context) -> ContaminationFilter | None:
+def sieve(ctx: Context, source: str, protected: Path | None) -> Sieved:
+    """Decide which records of a source stay."""
+    stage, file = FILES[source]
+    work = ctx.out / WORK
+    settings = Sieve(ctx.inputs[stage] / file, work / source, ctx.config["seed"], ctx.config["filters"], work / "prompts.npy", protected)
+    return sift(settings, f"dataset: reading {source}")
+
+
+def dropped(ctx: Context, found: Mapping[str, Sieved]) -> Iterator[dict[str, Any]]:
+    """Every record that is left out, counted in the ledger as well."""
+    named: list[str] = []
+    for source, sieved in found.items():
+        for record, reason in sieved.dropped():
+            ctx.ledger.reject(f"{source}:{reason}")
+            if reason == CONTAMINATED and len(named) < NAMED:
+                named.append(spelled(record))
+            yield {"source": source, "record_id": spelled(record), "reason": reason}
+    if isinstance(note := ctx.ledger.notes["decontamination"], dict):
+        note |= {"dropped": sum(ctx.ledger.rejected[f"{source}:{CONTAMINATED}"] for source in found), "first_ids": named}
+
+
+def evaluation_texts(ctx: Context) -> Path | None:
     """The texts that must not be in the data: local evaluation files, or the tasks rendered from the world's held-out cells."""
     size, settings = ctx.config["filters"].get("ngram"), ctx.config["evaluation"]
     folder = Path(settings["data"]) if settings.get("data") else None
@@ -73,7 +103,9 @@ def evaluation_texts(ctx: Context) -> ContaminationFilter | None:
         return None
     found = ContaminationFilter(texts_in(folder), size)
     ctx.ledger.notes["decontamination"] = {"words": size, "texts": found.texts}
-    return found
+    path = ctx.out / WORK / "protected.npy"
+    found.save(path)
+    return path
 
 
 def unpack(files: dict[str, Any], folder: Path) -> None:
@@ -92,50 +124,122 @@ def unpack(files: dict[str, Any], folder: Path) -> None:
             write_json(path, content)
 
 
-def clean(ctx: Context, source: str, prompts: dict[str, Prompt], protected: ContaminationFilter | None, dropped: list[dict[str, Any]]) -> Iterator[Record]:
-    """Yield the records of a source that pass all filters, in the order of the run's seed; the others go to ``dropped``."""
-    stage, name = FILES[source]
-    records = [record for record in read_rows(ctx.inputs[stage] / name, Record) if record.prompt_id in prompts]
-    records.sort(key=lambda r: (hashlib.sha256(f"{ctx.config['seed']}:{r.prompt_id}".encode()).digest(), r.index))
-    settings = ctx.config["filters"]
-    exact = ExactFilter() if settings.get("exact", True) else None
-    near = NearFilter(settings["minhash_threshold"]) if settings.get("minhash_threshold") else None
-    for record in records:
-        reason = fault(record, exact, near, protected)
-        if reason:
-            ctx.ledger.reject(f"{source}:{reason}")
-            dropped.append({"source": source, "record_id": record.id, "reason": reason})
-        else:
-            yield record
+# ---- joins: ids as numbers in sorted arrays ----------------------------------------------------------------------------------------
 
 
-def fault(record: Record, exact: ExactFilter | None, near: NearFilter | None, protected: ContaminationFilter | None) -> str:
-    """Why a record is left out, or ""."""
-    if record.positive in record.negatives:
-        return "negative_equals_positive"
-    text = f"{record.query}\n{record.positive}"
-    if exact and exact.is_duplicate("\n".join([text, *record.negatives])):
-        return "duplicate"
-    if protected and protected.is_contaminated(record.query, record.positive, *record.negatives):
-        return "contaminated"
-    return "near_duplicate" if near and near.is_duplicate(text) else ""
+def join(ctx: Context, work: Path) -> None:
+    """Write what a triplet's lineage needs: task and place of each prompt, topic of each task, and the revision of each refined record.
+
+    ``refinement`` writes a record and its revision row by row.
+    """
+    prompts = columns(ctx.inputs["tasks"] / "prompts.jsonl", prompt_columns, "dataset: prompts")
+    prompts = prompts[:, np.argsort(prompts[0], kind="stable")]
+    for column, file in enumerate(("prompts", "prompt-tasks", "prompt-lines")):
+        np.save(work / f"{file}.npy", prompts[column])
+    tasks = columns(ctx.inputs["tasks"] / "tasks.jsonl", task_columns, "dataset: tasks")
+    tasks = tasks[:, np.argsort(tasks[0], kind="stable")]
+    np.save(work / "tasks.npy", tasks[0])
+    np.save(work / "task-topics.npy", tasks[1])
+    np.save(work / "revisions.npy", columns(ctx.inputs["refinement"] / "revisions.jsonl", revision_columns, "dataset: revisions")[0])
 
 
-def revisions(ctx: Context) -> dict[str, str]:
-    """Refined record id -> id of the revision that made it (the two files of ``refinement`` go row by row)."""
-    folder = ctx.inputs["refinement"]
-    pairs = zip(read_rows(folder / "records.jsonl", Record), read_rows(folder / "revisions.jsonl", Revision), strict=True)
-    return {record.id: revision.id for record, revision in pairs}
+def columns(path: Path, function: Any, label: str) -> Any:
+    """Columns of numbers out of a whole file, stretch by stretch in worker processes."""
+    cut = stretches(path)
+    with Progress(label, len(cut), "stretches") as progress:
+        found = []
+        for part in in_order(partial(function, path), cut):
+            found.append(part)
+            progress.advance()
+    return np.concatenate(found, axis=1) if found else np.zeros((3, 0), np.uint64)
 
 
-def triplet(record: Record, prompt: Prompt, topic_of: dict[str, str], source: str, revision_of: dict[str, str]) -> Triplet:
-    """What the embedder reads, with the ids of everything it came from."""
-    lineage = {"topic": topic_of[prompt.task_id], "task": prompt.task_id, "prompt": prompt.id, "generation": record.generation_id, "record": record.id}
-    if source == "refined":
-        lineage["revision"] = revision_of[record.id]
-    return Triplet(record.id, record.kind, record.instruction, record.query, record.positive, record.negatives, source, lineage)
+def prompt_columns(path: Path, stretch: Stretch) -> Any:
+    """Id, task and first byte of each prompt that data are made from."""
+    found = [(number(row["id"]), number(row["task_id"]), line) for line, row in rows(path, stretch) if row["use"] in ("synthetic", "seed")]
+    return np.array(found, np.uint64).reshape(-1, 3).T
 
 
-def row(t: Triplet) -> dict[str, Any]:
-    """A shard's sample."""
-    return {"id": t.id, "kind": t.kind, "instruction": t.instruction, "query": t.query, "positive": t.positive, "negatives": t.negatives}
+def task_columns(path: Path, stretch: Stretch) -> Any:
+    """Id and topic of each task."""
+    return np.array([(number(row["id"]), number(row["topic_id"])) for _, row in rows(path, stretch)], np.uint64).reshape(-1, 2).T
+
+
+def revision_columns(path: Path, stretch: Stretch) -> Any:
+    """Id of each revision."""
+    return np.array([(number(row["id"]),) for _, row in rows(path, stretch)], np.uint64).reshape(-1, 1).T
+
+
+# ---- writing: one chunk of the shards per job --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some triplets that follow each other: where the working files are, which source, which of the parts, and the rows."""
+
+    work: Path
+    source: str
+    number: int
+    table: Table
+
+    @property
+    def path(self) -> Path:
+        """The part's own file of triplets."""
+        return self.work / self.source / f"triplets-{self.number}.jsonl"
+
+
+def write(ctx: Context, source: str, table: Table) -> None:
+    """Write the triplets of a source, in order, and their shards."""
+    from speedlit.data.shards import write_chunks
+
+    (ctx.out / "shards").mkdir(exist_ok=True)
+    out = ctx.out / "shards" / source
+    remove(out)  # of an interrupted attempt
+    ends = np.cumsum(table["bytes"], dtype=np.int64)
+    pieces = np.split(table, np.flatnonzero(np.diff(ends // PART)) + 1)
+    parts = [Part(ctx.out / WORK, source, i, piece) for i, piece in enumerate(pieces)]
+    with Progress(f"dataset: writing {source}", len(parts), "chunks") as progress:
+        write_chunks(parts, triplet_rows, out, "contrastive", lambda _: progress.advance())
+    with atomic(ctx.out / f"triplets-{source}.jsonl") as stream:
+        for part in parts:
+            with part.path.open(encoding="utf-8", newline="") as lines:
+                while block := lines.read(1 << 20):
+                    stream.write(block)
+            part.path.unlink()
+
+
+def triplet_rows(part: Part) -> Iterator[dict[str, Any]]:
+    """The shard's rows of a part; writes the part's triplets on the way."""
+    records = spilled(part.work / part.source, part.table)
+    with part.path.open("w", encoding="utf-8") as stream:
+        for (kind, instruction, query, positive, negatives, generation), ids in zip(records, lineages(part), strict=True):
+            lineage = {**ids, "generation": generation}
+            t = Triplet(lineage["record"], kind, instruction, query, positive, negatives, part.source, lineage)
+            stream.write(canonical_json(t.to_json()) + "\n")
+            yield {"id": t.id, "kind": kind, "instruction": instruction, "query": query, "positive": positive, "negatives": negatives}
+
+
+def lineages(part: Part) -> Iterator[dict[str, str]]:
+    """The ids that each triplet came from: topic, task, prompt, record and, for refined records, revision."""
+    files = ("prompts", "prompt-tasks", "tasks", "task-topics", "revisions")
+    prompts, tasks_of, tasks, topics_of, revisions = (np.load(part.work / f"{file}.npy", mmap_mode="r") for file in files)
+    task = tasks_of[np.searchsorted(prompts, part.table["prompt"])]
+    found = {"topic": topics_of[np.searchsorted(tasks, task)], "task": task, "prompt": part.table["prompt"], "record": part.table["id"]}
+    if part.source == MAIN:
+        found["revision"] = revisions[part.table["row"]]
+    for values in zip(*(column.tolist() for column in found.values()), strict=True):
+        yield dict(zip(found, map(spelled, values), strict=True))
+
+
+def quality(ctx: Context, source: str, table: Table) -> dict[str, Any]:
+    """The measures of the triplets' records: of all, or of those texts with the smallest hashes, a sample that no order can change."""
+    stage, file = FILES[source]
+    texts = np.unique(table["text"])[:SAMPLE]
+    rows = table[table["text"] <= texts[-1]]
+    prompts, places = (np.load(ctx.out / WORK / f"{file}.npy", mmap_mode="r") for file in ("prompts", "prompt-lines"))
+    measures = Measures(ctx.config.get("quality"))
+    with Lines(ctx.inputs[stage] / file) as records, Lines(ctx.inputs["tasks"] / "prompts.jsonl") as texts_of:
+        for row in rows:
+            prompt = Prompt.from_json(texts_of[int(places[np.searchsorted(prompts, row["prompt"])])])
+            measures.add(Record.from_json(records[int(row["line"])]), prompt)
+    return {**measures.result(), "records": len(table)}
