@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from speedlit.data.plan import cuts
-from speedlit.data.tokens import IGNORE, TokenContract
+from speedlit.data.tokens import TokenContract
+from speedlit.labels import IGNORE
 
 Sample = dict[str, Any]
 
@@ -73,14 +74,15 @@ def encode_contrastive(tokenizer: Any, tokens: TokenContract, rows: Sequence[dic
 
 
 def targets(labels: Sequence[int]) -> int:
-    """How many labels count."""
-    return sum(label != IGNORE for label in labels)
+    """How many labels count; a sequence's first token is predicted from nothing."""
+    return sum(label != IGNORE for label in labels[1:])
 
 
 def collate_rows(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
-    """SFT and preference: all first sequences, then all second ones; ids, labels (both (rows, T)) and sample ids."""
+    """SFT and preference: all first sequences, then all second ones; ids, labels (both (rows, T)), lengths and sample ids."""
     rows = [sample["rows"][k] for k in range(len(samples[0]["rows"])) for sample in samples]
-    return {"ids": pad([ids for ids, _ in rows], pad_id), "labels": pad([labels for _, labels in rows], IGNORE), "names": [s["id"] for s in samples]}
+    ids, labels, lengths = pad([ids for ids, _ in rows], pad_id), pad([labels for _, labels in rows], IGNORE), torch.tensor([len(ids) for ids, _ in rows])
+    return {"ids": ids, "labels": labels, "lengths": lengths, "names": [s["id"] for s in samples]}
 
 
 def collate_contrastive(samples: Sequence[Sample], pad_id: int, slots: int, chunk: int | None, overhead: int = 256) -> dict[str, Any]:

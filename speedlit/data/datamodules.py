@@ -10,19 +10,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from speedlit.data import collate, plan
+from speedlit.data import collate, packing, plan
 from speedlit.data.shards import ShardSet
 from speedlit.data.tokens import TokenContract
-from speedlit.errors import UsageError
+from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import content_id
 
 OVERHEAD = {"cpu": 128, "cuda": 4096}  # tokens that one more pass is worth: a GPU wants large passes
@@ -72,14 +73,19 @@ class Samples:
                 self._kept += [_compact(sample) for sample in samples]
         table = np.asarray(rows, dtype=np.int64)
         if self._kept is None:
-            self._save(cache, table)
+            self.save(cache, table)
         return table
 
     def _key(self, shards: ShardSet) -> str:
         tokenizer = self.tokenizer.backend_tokenizer.to_str() if getattr(self.tokenizer, "is_fast", False) else repr(self.tokenizer)
         return content_id([shards.manifest.lengths, self.tokens.to_json(), tokenizer])
 
-    def _save(self, cache: Path, table: np.ndarray) -> None:
+    def tables(self, name: str) -> list[Path]:
+        """Per shard set, the file of a table about its samples as they are now: rows, token contract and tokenizer."""
+        return [s.path / f"{name}-{content_id([[c['sha256'] for c in s.manifest.chunks], self._key(s)])}.npy" for s in self.sets]
+
+    def save(self, cache: Path, table: np.ndarray) -> None:
+        """Write a table under its name when it is complete."""
         temporary = cache.with_name(f".{cache.stem}.{os.getpid()}.npy")
         try:
             np.save(temporary, table)
@@ -112,6 +118,7 @@ class Steps(Dataset[dict[str, Any]]):
         shuffle: False keeps the order of the shards (validation).
         drop_last: leave out the last, smaller batch (contrastive: of each kind).
         overhead: what one more forward and backward pass costs, in padded tokens.
+        layout: puts samples into rows of several sequences; None: each sequence has a row.
     """
 
     def __init__(
@@ -126,8 +133,9 @@ class Steps(Dataset[dict[str, Any]]):
         shuffle: bool = True,
         drop_last: bool = False,
         overhead: int = 256,
+        layout: packing.Layout | None = None,
     ) -> None:
-        self.overhead = overhead
+        self.overhead, self.layout = overhead, layout
         self.samples, self.shape, self.batch_size, self.micro_batch, self.seed = samples, shape, batch_size, micro_batch, seed
         self.rank, self.world, self.shuffle, self.drop_last = rank, world, shuffle, drop_last
         self.pad = samples.tokenizer.pad_token_id or 0
@@ -171,14 +179,27 @@ class Steps(Dataset[dict[str, Any]]):
             slots = 1 + int(targets[batch].max())
             micro = [collate.collate_contrastive([self.samples[i] for i in part], self.pad, slots, self.micro_batch, self.overhead)]
         else:
-            cuts = plan.micro_batches(part, self.samples.widths, self.micro_batch, self.overhead)
-            micro = [self.rows(cut) for cut in cuts]
+            micro = self.micro(part)
         return {"micro": micro, "samples": len(batch), "targets": int(targets[batch].sum()), "tokens": int(self.samples.widths[part].sum()), "number": number}
 
+    def micro(self, part: np.ndarray) -> list[dict[str, Any]]:
+        """The micro-batches of a rank's slice (sft, preference)."""
+        if self.layout is None:
+            return [self.rows(cut) for cut in plan.micro_batches(part, self.samples.widths, self.micro_batch, self.overhead)]
+        samples = [self.samples[i] for i in part]
+        return [self._units(cut, samples, part) for cut in packing.micro_batches(self.layout(samples), self.micro_batch, self.overhead)]
 
     def rows(self, places: np.ndarray) -> dict[str, Any]:
-        """The micro-batch of the samples at ``places`` (sft, preference)."""
-        return {**collate.collate_rows([self.samples[i] for i in places], self.pad), "places": torch.from_numpy(places)}
+        """One micro-batch of the samples at ``places`` (sft, preference)."""
+        samples = [self.samples[i] for i in places]
+        if self.layout is not None:
+            return self._units(self.layout(samples), samples, places)
+        return {**collate.collate_rows(samples, self.pad), "places": torch.from_numpy(places)}
+
+    def _units(self, units: list[packing.Unit], samples: list[collate.Sample], places: np.ndarray) -> dict[str, Any]:
+        batch = packing.collate_units(units, samples, self.pad)
+        members = batch.pop("members")
+        return {**batch, "places": torch.from_numpy(places[members])}
 
     def sweep(self) -> Iterator[dict[str, Any]]:
         """Every sample of the set once over all ranks, in micro-batches that depend on nothing but lengths."""
@@ -302,9 +323,26 @@ class ShardData(L.LightningDataModule):
         gpu = trainer.strategy.root_device.type == "cuda"
         steps = Steps(
             samples, self.shape, self.batch_size, self.micro_batch, self.seed, trainer.global_rank, world, shuffle, shuffle and self.drop_last,
-            overhead=OVERHEAD["cuda" if gpu else "cpu"],
+            overhead=OVERHEAD["cuda" if gpu else "cpu"], layout=self.layout(samples) if shuffle else None,
         )  # fmt: skip
         return StepLoader(steps, self.workers, pin=gpu)
+
+    def layout(self, samples: Samples) -> packing.Layout | None:
+        """How training rows are made of several sequences; None: a row per sequence."""
+        return None
+
+    @property
+    def several(self) -> bool:
+        """Whether a training row holds several sequences."""
+        return self.train is not None and self.train.steps.layout is not None
+
+    def apart(self, reason: str) -> None:
+        """What happens when a model can't keep the sequences of a row apart.
+
+        Raises:
+            SpeedlitError: always, where a config asks for such rows.
+        """
+        raise SpeedlitError(reason)
 
     def train_dataloader(self) -> StepLoader:
         """Optimizer steps."""
@@ -315,6 +353,24 @@ class ShardData(L.LightningDataModule):
         """How many training samples there are, and this rank's share of them in micro-batches, once and in a fixed order."""
         assert self.train is not None
         return len(self.train.steps.samples), self.train.steps.sweep()
+
+    def load_table(self, name: str, columns: int) -> np.ndarray | None:
+        """Numbers per training sample that ``save_table`` has put beside the shards; None where they, or a part of them, are not there."""
+        assert self.train is not None
+        samples = self.train.steps.samples
+        places = samples.tables(name)
+        if not all(place.is_file() for place in places):
+            return None
+        parts = [np.load(place) for place in places]
+        fit = [part.shape == (len(shards), columns) for part, shards in zip(parts, samples.sets, strict=True)]
+        return np.concatenate(parts) if all(fit) else None
+
+    def save_table(self, name: str, table: np.ndarray) -> None:
+        """Keep numbers per training sample (samples, columns) beside the shards; read-only shards keep nothing."""
+        assert self.train is not None
+        samples = self.train.steps.samples
+        for place, part in zip(samples.tables(name), np.split(table, samples.starts[1:-1]), strict=True):
+            samples.save(place, part)
 
     def val_dataloader(self) -> StepLoader | list[Any]:
         """Validation steps in the order of the shards; empty without ``validation``."""
@@ -335,15 +391,35 @@ class SFTData(ShardData):
     Args:
         shards: shard set, or several that are read as one.
         batch_size: samples of an optimizer step over all ranks and micro-batches.
-        micro_batch: samples in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
+        micro_batch: samples (packed: rows) in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
         drop_last: leave out an epoch's last, smaller batch.
+        pack: fill rows of ``tokens.max_length`` with several samples that don't see each other: the same loss with less padding,
+            for a dense attention mask. On a CPU the cut by length alone is as fast.
     """
 
     shape = "sft"
     encode = staticmethod(collate.encode_sft)
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        batch_size: int = 16,
+        micro_batch: int | None = None,
+        workers: int = 0,
+        seed: int | None = None,
+        validation: str | list[str] | None = None,
+        drop_last: bool = False,
+        pack: bool = False,
+    ) -> None:
+        super().__init__(shards, batch_size, micro_batch, workers, seed, validation, drop_last)
+        self.pack = pack
+
+    def layout(self, samples: Samples) -> packing.Layout | None:
+        """Packed, where asked."""
+        return partial(packing.packed, room=samples.tokens.max_length) if self.pack else None
 
 
 class PreferenceData(ShardData):
@@ -357,10 +433,45 @@ class PreferenceData(ShardData):
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
         drop_last: leave out an epoch's last, smaller batch.
+        share_prefix: compute a prompt once for its chosen and rejected completion, the same loss with fewer tokens; auto does so
+            where the data have at least 1.25 times as many tokens in separate rows, and the model's attention allows it.
     """
 
     shape = "preference"
     encode = staticmethod(collate.encode_preference)
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        batch_size: int = 16,
+        micro_batch: int | None = None,
+        workers: int = 0,
+        seed: int | None = None,
+        validation: str | list[str] | None = None,
+        drop_last: bool = False,
+        share_prefix: bool | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__(shards, batch_size, micro_batch, workers, seed, validation, drop_last)
+        self.share_prefix = share_prefix
+
+    def layout(self, samples: Samples) -> packing.Layout | None:
+        """Pairs in one row, where asked or where a few dozen samples say that it pays."""
+        some = np.unique(np.linspace(0, len(samples) - 1, 64).astype(int))
+        pays = self.share_prefix is True or self.share_prefix == "auto" and packing.sharing_pays([samples[int(i)] for i in some])
+        return packing.shared if pays else None
+
+    def apart(self, reason: str) -> None:
+        """``auto`` goes on with separate rows.
+
+        Raises:
+            SpeedlitError: share_prefix is true.
+        """
+        if self.share_prefix != "auto":
+            raise SpeedlitError(reason)
+        if self.rank == 0:
+            print(f"  data: pairs have separate rows: {reason}", file=sys.stderr)
+        assert self.train is not None
+        self.train.steps.layout = None
 
 
 class ContrastiveData(ShardData):

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from speedlit.errors import UsageError
+from speedlit.labels import IGNORE
 
-IGNORE = -100
 POOLINGS = ("last", "mean", "weighted_mean", "cls")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from speedlit.data.collate import pad
-from speedlit.data.tokens import IGNORE
+from speedlit.labels import IGNORE
 from speedlit.losses.logprobs import row_sums, token_logps
 from speedlit.models.backbone import hidden_states
 from speedlit.models.folder import load_folder

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from speedlit.data.tokens import IGNORE
+from speedlit.labels import IGNORE
 
 DIRECT = 1 << 25  # logits up to this many are made at once; above, they are made in chunks and made again in the backward pass
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from speedlit.errors import UsageError
+from speedlit.files import read_json
+
+TRAINED, FROZEN = "default", "frozen_"  # names of adapters: the one that is trained, the beginning of those that are kept
 
 
 @dataclass
@@ -105,5 +112,59 @@ def embedding_names(model: Any) -> list[str]:
 
 
 def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The ``lora_B`` weights by name: zero before the first step."""
-    return {name: parameter for name, parameter in model.named_parameters() if ".lora_B." in name}
+    """The trained ``lora_B`` weights by name: zero before the first step."""
+    return {name: parameter for name, parameter in model.named_parameters() if f".lora_B.{TRAINED}." in name}
+
+
+def keep_frozen(model: Any, folders: Sequence[Path]) -> None:
+    """Put finished adapters under the one that is trained: they work, don't change, and have no dropout, as if they were merged.
+
+    Args:
+        model: with the adapter to train.
+        folders: the finished ones, oldest first.
+
+    Raises:
+        UsageError: one that doesn't fit the model, or holds more than low-rank updates.
+    """
+    for number, folder in enumerate(folders):
+        if read_json(folder / "adapter_config.json").get("modules_to_save"):
+            raise UsageError(f"the adapter in {folder} holds whole layers, which can't be kept beside others; set reference to null, so that it is merged")
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                model.load_adapter(str(folder), f"{FROZEN}{number}", is_trainable=False, autocast_adapter_dtype=False)
+        except (RuntimeError, ValueError, KeyError, OSError, UserWarning) as error:
+            raise UsageError(f"the adapter in {folder} doesn't fit the base model: {str(error).splitlines()[0][:200]}") from error
+    for layer in _adapted(model):
+        for name in frozen_names(layer):
+            layer.lora_dropout[name] = torch.nn.Identity()
+            for part in (layer.lora_A, layer.lora_B):
+                part[name].to(part[TRAINED].weight.dtype)
+    _activate(model, trained=True)
+
+
+@contextmanager
+def only_frozen(model: Any) -> Iterator[None]:
+    """The model as it was before training: the adapter that is trained is off, those kept frozen are on."""
+    _activate(model, trained=False)
+    try:
+        yield
+    finally:
+        _activate(model, trained=True)
+
+
+def frozen_names(layer: Any) -> list[str]:
+    """Adapters of a layer that ``keep_frozen`` has put there."""
+    return [name for name in layer.lora_A if name.startswith(FROZEN)]
+
+
+def _adapted(model: Any) -> list[Any]:
+    return [layer for layer in model.modules() if hasattr(layer, "lora_A") and hasattr(layer, "set_adapter")]
+
+
+def _activate(model: Any, trained: bool) -> None:
+    for layer in _adapted(model):
+        names = frozen_names(layer)
+        layer.set_adapter([*names, *([TRAINED] if trained and TRAINED in layer.lora_A else [])])
+        for name, part in [*layer.lora_A.items(), *layer.lora_B.items()]:  # peft lets whatever is active be trained
+            part.requires_grad_(name == TRAINED)

@@ -61,17 +61,19 @@ class Backbone:
         """The tokenizer of the last finished stage, else of the base."""
         return load_tokenizer(resolve(self.adapters[-1] if self.adapters else self.name), self.revision)
 
-    def build(self, head: bool, quantization: Any = None) -> Any:
+    def build(self, head: bool, quantization: Any = None, merge: bool = True) -> Any:
         """The network with everything merged.
 
         Args:
             head: a causal language model (generators), else the network without head (embedders).
             quantization: a transformers quantization config, or None.
+            merge: False leaves finished adapters out, for who keeps them beside the weights.
 
         Raises:
             UsageError: nothing there to load, or adapters are to be merged into a quantized base.
         """
         place, adapters = self.chain()
+        adapters = adapters if merge else []
         if quantization is not None and adapters:
             raise UsageError("backbone.adapters can't be merged into a quantized base: save them merged first (`speedlit export --format merged`), or use LoRA")
         headed = head or any(made_with_head(adapter) for adapter in adapters)
@@ -273,12 +275,20 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     return merged
 
 
-def hidden_states(model: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Last hidden states (B, T, D), through the network's own forward, which is where the attention switch works."""
+def hidden_states(model: Any, ids: torch.Tensor, mask: Any, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Last hidden states (B, T, D), through the network's own forward, which is where the attention switch works.
+
+    Args:
+        model: with or without head or adapter.
+        ids: (B, T).
+        mask: (B, T), None, or what ``packed_mask`` makes.
+        positions: (B, T); None: each row counts from 0.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(inner, "lm_head", None) is not None:
         inner = inner.get_decoder()
-    hidden: torch.Tensor = inner(input_ids=ids, attention_mask=mask).last_hidden_state  # config.use_cache is False
+    places = {} if positions is None else {"position_ids": positions}
+    hidden: torch.Tensor = inner(input_ids=ids, attention_mask=mask, **places).last_hidden_state  # config.use_cache is False
     return hidden
 
 

@@ -21,6 +21,7 @@ from speedlit import __version__
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import UsageError
 from speedlit.files import disk_error, fsync_dir, read_json, remove, write_json
+from speedlit.models.adapter import TRAINED
 from speedlit.models.backbone import CARD, Backbone, hidden_states, load_config, load_tokenizer, resolve
 from speedlit.models.pooling import embed
 
@@ -175,7 +176,10 @@ def save_untrained(finished: Path, out: Path) -> Path:
 
 def _save_weights(model: Any, folder: Path, base: str) -> None:
     """Weights without any place of this machine in the JSON beside them."""
-    model.save_pretrained(folder, save_embedding_layers=False) if hasattr(model, "peft_config") else model.save_pretrained(folder)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[TRAINED])
+    else:
+        model.save_pretrained(folder)
     remove(folder / "README.md")
     if (folder / "adapter_config.json").is_file():
         config = read_json(folder / "adapter_config.json")

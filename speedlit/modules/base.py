@@ -21,9 +21,12 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import SpeedlitError, UsageError
+from speedlit.labels import IGNORE
+from speedlit.losses.logprobs import token_logps
 from speedlit.models.adapter import LoRA, QLoRA, adapter_parameters
 from speedlit.models.backbone import Backbone, hidden_states, probe_attention
 from speedlit.models.folder import save_folder
+from speedlit.models.masks import is_causal, packed_mask, probe_packing
 
 Batch = dict[str, Any]
 Figures = dict[str, torch.Tensor]
@@ -112,19 +115,33 @@ class SpeedModule(L.LightningModule):
         """Build the network; Lightning may call this more than once."""
         if self.model is not None:
             return
-        model = self.backbone.build(self.head, self.adapter.quantization() if self.adapter else None)
+        model = self.build()
         if self.adapter is None:
             model.requires_grad_(True)
         self.model = self.adapter.apply(model) if self.adapter else model
         self.model.train()  # weights are loaded in eval mode, and Lightning leaves the mode alone
 
+    def build(self) -> Any:
+        """The network without the trained adapter."""
+        return self.backbone.build(self.head, self.adapter.quantization() if self.adapter else None)
+
     def on_fit_start(self) -> None:
         """Look whether attention is as asked; say what is trained."""
         probe_attention(self.model, self.backbone.attention)
+        self.probe_rows()
         self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not weight.detach().any()}
         if self.global_rank == 0:
             trained, total = self.parameter_counts()
             print(f"  {type(self).__name__}: {trained:,} of {total:,} parameters are trained ({trained / max(total, 1):.2%})", file=sys.stderr)
+
+    def probe_rows(self) -> None:
+        """Where the data put several sequences into a row, look whether the model keeps them apart; the data know what to do if not."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "several", False):
+            try:
+                probe_packing(self.model)
+            except SpeedlitError as error:
+                data.apart(str(error))
 
     def parameter_counts(self) -> tuple[int, int]:
         """Trainable parameters, and all; a packed 4-bit weight counts with its real size."""
@@ -261,6 +278,17 @@ def output_head(model: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight (V, D) and bias of the language-model head."""
     head = model.get_output_embeddings()
     return head.weight, getattr(head, "bias", None)
+
+
+def target_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob of each target token (N,), and which sequence it belongs to (N,): its row, or its owner in rows that hold several."""
+    weight, bias = output_head(model)
+    if "groups" in batch:
+        mask: Any = packed_mask(model, batch["groups"], batch["branches"], batch["positions"])
+    else:  # rows are padded on the right, so causal attention needs no mask
+        mask = None if is_causal(model) else (torch.arange(batch["ids"].shape[1], device=weight.device) < batch["lengths"][:, None]).long()
+    logps, rows = token_logps(hidden_states(model, batch["ids"], mask, batch.get("positions")), weight, batch["labels"], bias)
+    return logps, batch["owners"][:, 1:][batch["labels"][:, 1:] != IGNORE] if "owners" in batch else rows
 
 
 @torch.no_grad()

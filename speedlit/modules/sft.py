@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from speedlit.losses.logprobs import row_sums, token_logps
-from speedlit.models.backbone import hidden_states
-from speedlit.modules.base import Batch, Figures, SpeedModule, check_head, output_head
+from speedlit.losses.logprobs import row_sums
+from speedlit.modules.base import Batch, Figures, SpeedModule, check_head, target_logps
 
 
 class SFTModule(SpeedModule):
@@ -19,13 +18,9 @@ class SFTModule(SpeedModule):
         super().on_fit_start()
         check_head(self.model)
 
-    def logps(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob of each target token (N,) and its row (N,). Rows are padded on the right, so causal attention needs no mask."""
-        return token_logps(hidden_states(self.model, batch["ids"], None), *_head(self.model, batch["labels"]))
-
     def loss(self, batch: Batch, step: Batch) -> tuple[torch.Tensor, Figures]:
         """Negative log-likelihood, summed here and divided by the step's target tokens."""
-        logps, _ = self.logps(batch)
+        logps, _ = target_logps(self.model, batch)
         return -logps.sum() / step["targets"], {}
 
     def weight(self, step: Batch) -> int:
@@ -36,11 +31,7 @@ class SFTModule(SpeedModule):
         """Per sample: its id and the log-prob of its completion."""
         out = []
         for batch in step["micro"]:
-            logps, rows = self.logps(batch)
-            out += [{"id": name, "logp": value} for name, value in zip(batch["names"], row_sums(logps, rows, len(batch["ids"])).tolist(), strict=True)]
+            logps, owners = target_logps(self.model, batch)
+            sums = row_sums(logps, owners, len(batch["names"])).tolist()
+            out += [{"id": name, "logp": value} for name, value in zip(batch["names"], sums, strict=True)]
         return out
-
-
-def _head(model: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    weight, bias = output_head(model)
-    return weight, labels, bias

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from speedlit.data.tokens import IGNORE, TokenContract
+from speedlit.data.tokens import TokenContract
 from speedlit.errors import UsageError
+from speedlit.labels import IGNORE
 from tests.helpers import sentence, tiny_tokenizer
 
 

@@ -65,13 +65,20 @@ def test_sft_equals_trl(base: Path, tmp_path: Path) -> None:
     assert_same(ours, (theirs.detach(), gradients(model)))
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "sigmoid": {"loss": "sigmoid"},
     "hinge": {"loss": "hinge"},
     "ipo": {"loss": "ipo"},
     "robust": {"loss": "robust", "label_smoothing": 0.2},
+    "apo_zero": {"loss": "apo_zero"},
+    "apo_down": {"loss": "apo_down"},
+    "sppo": {"loss": "sppo"},
+    "discopop": {"loss": "discopop", "loss_args": {"tau": 0.2}},
+    "exo": {"loss": "exo", "label_smoothing": 0.1},
+    "nca": {"loss": "nca"},
     "with nll": {"loss": "sigmoid", "nll_weight": 0.7},
 }
+THEIRS = {"sppo": "sppo_hard", "exo": "exo_pair", "nca": "nca_pair"}
 
 
 @pytest.mark.parametrize("case", list(CASES))
@@ -93,11 +100,12 @@ def test_preference_losses_equal_trl(base: Path, tmp_path: Path, case: str) -> N
     ours = loss.detach(), gradients(module.model)
     assert abs(float(figures["margin"])) > 1e-3
 
-    kinds, weights = [settings["loss"]], [1.0]
+    kinds, weights = [THEIRS.get(settings["loss"], settings["loss"])], [1.0]
     if "nll_weight" in settings:
         kinds, weights = [*kinds, "sft"], [*weights, settings["nll_weight"]]
     args = DPOConfig(
-        output_dir=str(tmp_path / "trl"), beta=0.3, loss_type=kinds, loss_weights=weights, label_smoothing=settings.get("label_smoothing", 0.0), **COMMON
+        output_dir=str(tmp_path / "trl"), beta=0.3, loss_type=kinds, loss_weights=weights, label_smoothing=settings.get("label_smoothing", 0.0),
+        discopop_tau=settings.get("loss_args", {}).get("tau", 0.05), **COMMON,
     )  # fmt: skip
     plain = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
     trainer = DPOTrainer(model=policy, ref_model=reference, args=args, train_dataset=Dataset.from_list(plain), processing_class=module.tokenizer)
@@ -117,8 +125,86 @@ def test_label_smoothing_by_hand() -> None:
     logits = 0.4 * (chosen - rejected)
     expected = -(0.9 * torch.log(torch.sigmoid(logits)) + 0.1 * torch.log(torch.sigmoid(-logits)))
     assert torch.allclose(sigmoid(chosen, rejected, 0.4, 0.1), expected)
-    for loss in LOSSES.values():
-        assert loss(chosen, rejected, 0.4, 0.1).shape == (2,)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_every_loss_prefers_the_chosen(name: str) -> None:
+    """One value per pair, and a step against the gradient parts the pair; also far from 0, where nothing may overflow."""
+    for size in (1.0, 30.0):
+        values = torch.tensor([[-1.0, -2.0], [-3.0, -1.5]]) * size
+        chosen, rejected = (v.clone().requires_grad_() for v in values.unbind(1))
+        loss = LOSSES[name](chosen, rejected, 0.4)
+        assert loss.shape == (2,)
+        loss.sum().backward()
+        assert torch.isfinite(chosen.grad).all() and torch.isfinite(rejected.grad).all()
+        if size == 1:
+            assert (rejected.grad - chosen.grad > 0).all()
+
+
+@pytest.mark.parametrize("name", ["simpo", "orpo"])
+def test_losses_without_reference_equal_trl(base: Path, tmp_path: Path, name: str) -> None:
+    """Through the trainers' own batches: TRL's CPO trainer for simpo with NLL, its ORPO trainer's odds ratio term."""
+    from datasets import Dataset
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    settings: dict[str, Any] = {"loss_args": {"gamma": 0.7}, "nll_weight": 0.5} if name == "simpo" else {"nll_weight": 0.0}
+    module = DPOModule(Backbone(str(base)), None, TokenContract(), beta=0.3, loss=name, **settings)
+    module.configure_model()
+    assert module.frozen is None
+    samples = collate.encode_preference(module.tokenizer, module.tokens, preference_rows(6))
+    batch = collate.collate_rows(samples, 0)
+    loss, _ = module.loss(batch, {"targets": sum(s["targets"] for s in samples), "samples": 6})
+    loss.backward()
+    ours = loss.detach(), gradients(module.model)
+
+    model = Backbone(str(base)).build(head=True).train()
+    plain = [{key: str(row[key]) for key in ("prompt", "chosen", "rejected")} for row in preference_rows(6)]
+    options = {"output_dir": str(tmp_path / "trl"), "beta": 0.3, **COMMON, "max_length": 512}
+    kind: Any = CPOTrainer if name == "simpo" else ORPOTrainer
+    args = CPOConfig(loss_type="simpo", simpo_gamma=0.7, cpo_alpha=0.5, **options) if name == "simpo" else ORPOConfig(**options)
+    trainer = kind(model=model, args=args, train_dataset=Dataset.from_list(plain), processing_class=module.tokenizer)
+    model.train()
+    theirs_batch: dict[str, torch.Tensor] = {}
+    for side, half in (("chosen", slice(0, 6)), ("rejected", slice(6, 12))):
+        theirs_batch |= {f"{side}_input_ids": batch["ids"][half], f"{side}_labels": batch["labels"][half]}
+        theirs_batch[f"{side}_attention_mask"] = (torch.arange(batch["ids"].shape[1]) < batch["lengths"][half, None]).long()
+    if name == "simpo":
+        theirs = trainer.compute_loss(model, theirs_batch)
+    else:
+        chosen, rejected, *_ = trainer.concatenated_forward(model, theirs_batch)
+        theirs = -trainer.odds_ratio_loss(chosen, rejected)[0].mean()
+    theirs.backward()
+    assert_same(ours, (theirs.detach(), gradients(model)))
+
+
+def test_orpo_brings_its_own_nll_and_needs_no_reference(base: Path) -> None:
+    module = DPOModule(Backbone(str(base)), None, TokenContract(), loss="orpo", beta=0.2)
+    module.configure_model()
+    batch = collate.collate_rows(collate.encode_preference(module.tokenizer, module.tokens, preference_rows(3)), 0)
+    targets = int((batch["labels"][:3, 1:] != -100).sum())
+    loss, figures = module.loss(batch, {"targets": targets, "samples": 3})
+    logits = module.model(batch["ids"]).logits.log_softmax(-1)[:, :-1].gather(2, batch["labels"][:, 1:].clamp(min=0)[..., None])[..., 0]
+    counted = batch["labels"][:, 1:] != -100
+    means = (logits * counted).sum(1) / counted.sum(1)
+    odds = torch.exp(means) / (1 - torch.exp(means))
+    expected = -(logits[:3] * counted[:3]).sum() / targets - 0.2 * torch.log(torch.sigmoid(torch.log(odds[:3] / odds[3:]))).mean()
+    assert torch.allclose(loss, expected, atol=1e-5)
+
+
+def halved(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, scale: float = 1.0) -> torch.Tensor:
+    """A loss of somebody else's."""
+    return scale * sigmoid(chosen, rejected, beta) / 2
+
+
+def test_a_loss_by_its_dotted_path(base: Path) -> None:
+    batch, found = None, []
+    for loss, args in (("sigmoid", {}), ("tests.losses.test_parity.halved", {"scale": 2.0})):
+        module = DPOModule(Backbone(str(base)), None, TokenContract(), loss=loss, loss_args=args)
+        module.configure_model()
+        batch = batch or collate.collate_rows(collate.encode_preference(module.tokenizer, module.tokens, preference_rows(3)), 0)
+        found.append(module.loss(batch, {"targets": 9, "samples": 3})[0])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])

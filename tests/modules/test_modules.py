@@ -17,7 +17,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.models.adapter import LoRA
 from speedlit.models.backbone import Backbone
 from speedlit.models.folder import load_folder
-from speedlit.modules.base import Schedule
+from speedlit.modules.base import Schedule, target_logps
 from speedlit.modules.dpo import DPOModule
 from speedlit.modules.embedding import EmbeddingModule
 from speedlit.pipeline.fitting import fit
@@ -124,12 +124,12 @@ def test_dpo_begins_at_its_reference(root: Path, tmp_path: Path, lora: bool) -> 
     module.configure_model()
     samples = collate.encode_preference(module.tokenizer, module.tokens, preference_rows(4))
     batch = collate.collate_rows(samples, 0)
-    expected, _ = module.logps(load_folder(junior / "model").model, batch)
+    expected, _ = target_logps(load_folder(junior / "model").model, batch)
     for weight in module.model.parameters():
         if weight.requires_grad:
             weight.data += 0.1
-    assert torch.allclose(module.reference_logps(batch), expected, atol=1e-4)
-    assert not torch.allclose(module.logps(module.model, batch)[0], expected, atol=1e-2)
+    assert torch.allclose(module.reference_logps(batch)[0], expected, atol=1e-4)
+    assert not torch.allclose(target_logps(module.model, batch)[0], expected, atol=1e-2)
 
 
 def test_without_beta_dpo_is_sft_on_the_chosen(root: Path, tmp_path: Path) -> None:
@@ -164,6 +164,11 @@ def test_what_dpo_refuses(root: Path) -> None:
         ({"reference": "adapter_off", "adapter": LoRA(train_embeddings=True)}, "outside the adapter"),
         ({"beta": 0.0}, "one must be above 0"),
         ({"loss": "sigmod"}, "choose among"),
+        ({"loss": "tests.losses.nowhere.loss"}, "can't be imported"),
+        ({"loss": "tests.helpers.sentence"}, "must be a function of"),
+        ({"loss": "hinge", "label_smoothing": 0.1}, "hinge has no label_smoothing; it takes nothing but beta"),
+        ({"loss": "simpo", "loss_args": {"gama": 1.0}}, "simpo has no gama; it takes gamma, label_smoothing"),
+        ({"loss": "exo", "loss_args": {"label_smoothing": 0.0}}, "can't be computed"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
     ):
         with pytest.raises(UsageError, match=pattern):
