@@ -15,6 +15,9 @@ from typing import IO, Any
 from speedlit.errors import SpeedlitError, UsageError
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+LOCAL_KINDS = frozenset(
+    ["apfs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "ntfs3", "overlay", "ramfs", "rootfs", "tmpfs", "vfat", "xfs", "zfs"]
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -72,6 +75,22 @@ def disk_error(error: OSError, path: Path) -> SpeedlitError:
     if error.errno == errno.ENOSPC:
         return SpeedlitError(f"no space left on the disk while writing {path}: free some room and start again; nothing finished is lost")
     return SpeedlitError(f"cannot write {path}: {error.strerror or error}; check the folder and its permissions")
+
+
+def on_local_disk(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether only this machine writes the filesystem of ``path``; unknown kinds count as shared. Where nothing can be known, True."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return True
+    best, kind = -1, ""
+    real = path.resolve()
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].encode().decode("unicode_escape")  # a blank is written in octal
+        if real.is_relative_to(point) and len(point) >= best:  # a later mount on the same point hides the earlier
+            best, kind = len(point), right.split()[0]
+    return kind in LOCAL_KINDS or not kind
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,10 +24,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from scripts.bench.client import client
 from scripts.bench.generation import generation
 from scripts.bench.sft import sft
 
-ROWS: dict[str, Callable[[Path], tuple[str, str, Callable[[], float], Callable[[], float]]]] = {"generation": generation, "sft": sft}
+ROWS: dict[str, Callable[[Path], tuple[str, str, Callable[[], float], Callable[[], float]]]] = {"generation": generation, "sft": sft, "client": client}
 
 
 def main() -> int:

@@ -241,7 +241,7 @@ class HTTPBackend:
             if hopeless:
                 self._settle(key, (Answer("{}"), False, reason))
                 return
-            doubted = outcome.raw if reason == "delivered_twice" else ""
+            doubted = outcome.raw if outcome.reason == "delivered_twice" else ""
             if outcome.overloaded and outcome.wait:
                 self._pace.hold(outcome.wait)
             await self._rest(self._pause(attempt, outcome.wait))
@@ -260,7 +260,7 @@ class HTTPBackend:
             outcome = await self._wire.send(body, doubted)
             answer = Answer(outcome.raw)
             self._pace.settle(booked, letters, answer.tokens_in, answer.tokens_out)
-            reason = outcome.reason or ("" if outcome.paid and not answer.fault else answer.fault or f"status_{outcome.status}")
+            reason = (answer.fault or outcome.reason) if outcome.paid else outcome.reason or f"status_{outcome.status}"
             fate = "failed" if not outcome.paid else "damaged" if reason else "answered"
             await self._note(Event(key, fate, outcome.status, outcome.seconds, answer.tokens_in, answer.tokens_out, reason, outcome.raw))
         finally:

@@ -50,10 +50,10 @@ class Health:
         """Whether a request is given up after its ``attempt``-th attempt (from 0). While the whole server is down, no single request is to blame."""
         if 400 <= outcome.status < 500 and outcome.status not in PASSING:
             return True
-        if not self.answered:
-            return attempt >= (1 if self._given_up else self.retries)
-        down = outcome.status >= 500 or outcome.overloaded or not outcome.paid
-        return attempt >= self.retries and (not down or self._good_at > first_failure or time.monotonic() - self._good_at > self.patience)
+        if attempt < self.retries:
+            return False
+        down = self.answered and not outcome.paid
+        return not down or self._good_at > first_failure or time.monotonic() - self._good_at > self.patience
 
     def fatal(self, outcome: Outcome, reason: str, attempt: int, hopeless: bool) -> SpeedlitError | None:
         """The end of the run, where what happened would befall every other request too."""

@@ -7,21 +7,22 @@ leaves this file holds the key.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
-from weakref import WeakKeyDictionary
+from urllib.request import getproxies, proxy_bypass
 
 from speedlit.context import Request
 from speedlit.errors import UsageError
 
+REPEATED = "speedlit_repeated"  # set by connections.py in the extensions of a response
 SECRET = 12  # shorter keys are placeholders such as EMPTY: words that an answer may well hold
 OPENAI = "https://api.openai.com/v1"
 
@@ -124,21 +125,26 @@ class Endpoint:
             raise UsageError(f"{url.split('?')[0]!r} is no address of a teacher: teacher.base_url (OPENAI_BASE_URL) is written http://host:port/v1")
         if parts.username or parts.password:
             raise UsageError(f"teacher.base_url (OPENAI_BASE_URL) for {host} holds a name or password: take it out; keys stand in OPENAI_API_KEY")
-        self.host, self.key = host, read_key()
+        self.scheme, self.host, self.key = parts.scheme, host, read_key()
         self.query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.name = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/chat/completions')}"
         self.azure = "api-version" in self.query or host.endswith(".azure.com")
         self._spellings = {self.key, quote(self.key, safe=""), self.key.replace("/", "\\/")}
 
-    def client(self, timeout: float) -> Any:
-        """An ``AsyncOpenAI`` for it, without retries. Proxies are passed by on loopback, and a redirect takes the key nowhere."""
+    def client(self) -> Any:
+        """An ``AsyncOpenAI`` for it, without retries or time limits of its own. A redirect takes the key nowhere; loopback passes proxies by."""
         import openai
 
-        local = self.host in ("127.0.0.1", "localhost", "::1")
-        http = openai.DefaultAsyncHttpxClient(trust_env=not local, follow_redirects=False)
+        from speedlit.synthesis.connections import Connections, http
+
+        verify = http.create_ssl_context() if self.scheme == "https" else False
+        local = self.host in ("127.0.0.1", "localhost", "::1") or proxy_bypass(self.host)
+        proxy = None if local else getproxies().get(self.scheme) or getproxies().get("all")
+        transport = Connections(lambda: http.AsyncHTTPTransport(verify=verify, proxy=proxy))
+        client = openai.DefaultAsyncHttpxClient(transport=transport, follow_redirects=False)
         query: Mapping[str, object] = self.query
         return openai.AsyncOpenAI(
-            base_url=self.name, api_key=self.key or "none", max_retries=0, timeout=timeout, http_client=http, default_query=query or None
+            base_url=self.name, api_key=self.key or "none", max_retries=0, timeout=None, http_client=client, default_query=query or None
         )
 
     def headers(self) -> dict[str, Any]:
@@ -158,9 +164,6 @@ class Endpoint:
 class Wire:
     """Exchanges with one endpoint, inside one event loop.
 
-    A server or proxy that delivers an answer twice would have its second copy taken for the answer to the next request on that
-    connection, and so on. So a body that repeats the one before it on its connection is refused and the connection is dropped.
-
     Args:
         endpoint: where.
         timeout: seconds after which one exchange is given up, however it drips.
@@ -172,7 +175,6 @@ class Wire:
         self._client: Any = None
         self._raw: Any = None
         self._options: Any = None
-        self._last: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()  # by connection; None: dropped
 
     async def send(self, body: Mapping[str, Any], doubted: str = "") -> Outcome:
         """One exchange. ``doubted`` is a body that this request was refused as delivered twice: when it comes again, it is real."""
@@ -195,9 +197,10 @@ class Wire:
 
         clean = self.endpoint.clean
         try:
-            response = await asyncio.wait_for(self._post(body), self.timeout)
-            twice = await self._repeats(response, doubted)
-            return Outcome(response.status_code, clean(response.text, SECRET), "delivered_twice" if twice else "")
+            response = await within(self.timeout, self._post(body))
+            raw = clean(response.text, SECRET)
+            twice = response.extensions.get(REPEATED) and raw != doubted
+            return Outcome(response.status_code, raw, "delivered_twice" if twice else "")
         except openai.APIStatusError as error:
             raw, headers = clean(error.response.text), error.response.headers
             return Outcome(error.status_code, raw, error_code(raw) or f"status_{error.status_code}", retry_after(headers))
@@ -212,22 +215,19 @@ class Wire:
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         if self._client is None:
-            self._client = self.endpoint.client(self.timeout)
-            library = next(c for c in type(self._client._client).__mro__ if c.__name__ == "AsyncClient").__module__.split(".")[0]
-            self._raw = importlib.import_module(library).Response  # of httpx2, or of httpx before openai 3
+            from speedlit.synthesis.connections import http
+
+            self._client, self._raw = self.endpoint.client(), http.Response
             self._options = {"headers": self.endpoint.headers()}
         return self._client.post("/chat/completions", body=body, cast_to=self._raw, options=self._options)
 
-    async def _repeats(self, response: Any, doubted: str) -> bool:
-        stream = response.extensions.get("network_stream")
-        if stream is None:
-            return False
-        before, self._last[stream] = self._last.get(stream, ""), response.text
-        if before is not None and (before != response.text or doubted == response.text):
-            return False
-        self._last[stream] = None
-        await stream.aclose()
-        return True
+
+async def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of ``work``, or ``asyncio.TimeoutError``."""
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(work, seconds)
+    async with asyncio.timeout(seconds):  # without a task of its own
+        return await work
 
 
 def chat_body(model: str, request: Request, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
