@@ -18,11 +18,11 @@ DATA = ("topics", "tasks", "seed", "junior", "candidates", "preferences", "senio
 FIGURES = ("calls", "tokens", "usd", "local_seconds")
 
 # SPEED (arXiv 2410.18634, Table 5 and Table 6) and E5-Mistral (arXiv 2401.00368), as SPEED accounts for it.
-PAPER = {
+PAPER: dict[str, Any] = {
     "calls": 45_000, "tokens": 32_000_000, "accepted": 920_415,
     "stages": {"seed": [25_000, 10_000_000], "preferences": [10_000, 12_000_000], "revisions": [10_000, 10_000_000]},
 }  # fmt: skip
-E5 = {"calls": 500_000, "tokens": 180_000_000, "samples": 500_000, "english": 190_000}
+E5: dict[str, Any] = {"calls": 500_000, "tokens": 180_000_000, "samples": 500_000, "english": 190_000}
 CAVEATS = [
     "calls and tokens tell different stories: the paper's 45K of 500K calls are 9 %, its 32M of 180M tokens are 18 %",
     "the paper's accounting leaves task brainstorming out, and all work of its own GPUs; here both are counted",

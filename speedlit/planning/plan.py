@@ -68,7 +68,8 @@ class Planner:
         self.teacher, self.writer = meter(config.teacher.model), meter(config.base)
         self.price = config.prices.get(config.teacher.model)
         self.unknown: list[str] = []
-        self.paid, self.local = self._lengths(self.teacher), self._lengths(self.writer)
+        self.paid = self._lengths(self.teacher)
+        self.local = self.paid if self.writer.source == self.teacher.source else self._lengths(self.writer)
         self.shapes = {name: self._shape(name) for name in dict.fromkeys((config.base, config.embedder_base or config.base))}
 
     def _lengths(self, how: Meter) -> Lengths:
@@ -116,6 +117,7 @@ class Planner:
         senior = c.synthesis + held * c.test_samples
         repeats = {"senior": senior, "junior": held * max(c.test_samples, c.candidates), "control": held * c.test_samples if self.config.control else 0}
         repeats["junior"] += c.synthesis if "junior" in self.config.comparison.sources else 0
+        asked = 2 if self.config.judge_swap else 1
         rankings, records = min(c.preferences, c.root), min(c.revisions, c.root * c.candidates)
         answer = EDITS if self.config.revision == "edits" else self.local.record
         return [
@@ -123,7 +125,7 @@ class Planner:
             self.asked("seed", c.seed, paid.prompt, paid.record),
             self.fit("junior", c.seed, self.local.prompt + self.local.record),
             self.generated("candidates", c.root * c.candidates, self.local.prompt, self.local.record),
-            self.asked("preferences", rankings, paid.judge, REASON + 4 * c.candidates, self.batched()),
+            self.asked("preferences", asked * rankings, paid.judge, REASON + 4 * c.candidates, self.batched()),
             self.fit("senior", rankings, 2 * (self.local.prompt + self.local.record), fits=2 if self.config.control else 1),
             self.asked("revisions", records, paid.critique, REASON + revised, self.batched()),
             self.fit("revisor", records, self.local.revise + answer),
@@ -235,7 +237,9 @@ def over_budget(needs: list[Need], caps: Mapping[str, float | None]) -> list[str
     out = []
     for name, cap in caps.items():
         spent = 0.0
-        for need in needs if cap is not None else []:
+        for need in needs:
+            if cap is None:
+                break
             values = {"usd": need.usd, "calls": need.calls, "tokens": (need.tokens_in or 0) + (need.tokens_out or 0) if need.calls else 0}
             spent += values[name] or 0
             if spent > cap:
@@ -256,6 +260,7 @@ def totals(needs: list[Need]) -> dict[str, Any]:
     counted = [need for need in paid if need.stage != "tasks"]
     total: dict[str, Any] = {name: sum(getattr(n, name) or 0 for n in paid) for name in ("calls", "tokens_in", "tokens_out", "usd")}
     total |= {name: sum(getattr(n, name) or 0 for n in needs) for name in ("generated", "flops", "hours", "device_usd")}
+    total["device_usd"] = None if any(n.device_usd is None for n in needs) else total["device_usd"]
     total["usd"] = None if any(n.usd is None for n in counted) else total["usd"]
     total["without_brainstorming"] = {"calls": sum(n.calls or 0 for n in counted), "tokens": sum((n.tokens_in or 0) + (n.tokens_out or 0) for n in counted)}
     return total
@@ -275,7 +280,7 @@ def read_fit(recipe: Mapping[str, Any], spread: int = 0) -> Fit:
     return Fit(
         rank=int(lora.get("r", 16)) if adapter else None,
         targets=lora.get("targets", "all-linear"),
-        quantized=bool(adapter) and str(adapter.get("class_path", "")).endswith("QLoRA"),
+        quantized=bool(adapter) and str((adapter or {}).get("class_path", "")).endswith("QLoRA"),
         dtype=str(backbone.get("dtype", "float32")),
         recompute=bool(backbone.get("gradient_checkpointing")),
         cached=bool(args.get("recompute")),

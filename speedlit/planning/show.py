@@ -32,9 +32,9 @@ def local(found: dict[str, Any]) -> Table:
         if s["calls"] == 0:
             parts = s["memory"]
             memory = [f"{parts[name] / 1e9:,.2f}" if parts else "" for name in ("weights", "gradients", "optimizer", "activations", "total")]
-            rows.append([s["stage"], count(s["generated"]), f"{s['flops']:.2e}", f"{s['hours']:,.2f}", money(s["device_usd"]), *memory, s["note"]])
+            rows.append([s["stage"], count(s["generated"]), f"{s['flops']:.2e}", f"{s['hours']:,.2f}", rent(s["device_usd"]), *memory, s["note"]])
     total = found["total"]
-    rows.append(["all", count(total["generated"]), f"{total['flops']:.2e}", f"{total['hours']:,.2f}", money(total["device_usd"]), *[""] * 6])
+    rows.append(["all", count(total["generated"]), f"{total['flops']:.2e}", f"{total['hours']:,.2f}", rent(total["device_usd"]), *[""] * 6])
     head = ["stage", "answers", "FLOPs", "hours", "USD", "weights GB", "gradients", "optimizer", "activations", "sum", "how"]
     note = "hours on all devices together; memory of one device that holds the whole model, at full length; N parameters, A of the adapter, T tokens"
     return Table("generation and training", head, rows, note)
@@ -68,3 +68,8 @@ def count(value: float | None) -> str:
 def money(value: float | None) -> str:
     """USD, a question mark for unknown."""
     return "?" if value is None else f"{value:,.2f}"
+
+
+def rent(value: float | None) -> str:
+    """USD of devices, blank where no rent is named."""
+    return "" if value is None else f"{value:,.2f}"
