@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from speedlit.errors import SpeedlitError, UsageError
-from speedlit.synthesis.journal import Event
+from speedlit.synthesis.journal import Event, open_to_read, rows_after
 
 LOCK = ".budget.lock"
 BATCH = "batch:"  # before the model's name in a tariff
 MARGIN = 64  # tokens that a server's chat template may add to the text of the request
 LOST = ("timeout", "connection_lost")  # ends without an answer to something that may have been worked on
-ROWS = "SELECT n, key, event, at, status, tokens_in, tokens_out, detail FROM attempts WHERE n > ? ORDER BY n"
+PAID = ("answered", "damaged", "repeated")
 
 
 class BudgetSpent(SpeedlitError):
@@ -116,7 +116,7 @@ class Account:
 
     Attributes:
         answered: attempts with a usable answer.
-        wasted: paid or possibly paid attempts without one: damaged, lost, orphaned by a crash and asked again.
+        wasted: paid or possibly paid attempts without one: damaged, lost, answered twice, orphaned by a crash and asked again.
         open: attempts without an outcome, at the worst case: in flight, or orphaned by a crash.
         unpriced: models that were asked and have no price; they count as 0 USD.
     """
@@ -134,17 +134,11 @@ class Account:
             SpeedlitError: a journal cannot be read.
         """
         for path in sorted(self.root.glob("journal*.sqlite")):
-            try:
-                if path not in self._journals:
-                    self._journals[path] = Standing(sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False))
-                standing = self._journals[path]
-                for row in standing.db.execute(ROWS, (standing.last,)):
-                    self._read(standing, *row)
-            except sqlite3.OperationalError as error:
-                if "no such table" not in str(error):  # else made a moment ago, still empty
-                    raise SpeedlitError(f"cannot read the journal {path} to count the budget: {error}") from error
-            except sqlite3.Error as error:
-                raise SpeedlitError(f"cannot read the journal {path} to count the budget: {error}; restore it, or move it out of the folder") from error
+            if path not in self._journals:
+                self._journals[path] = Standing(open_to_read(path))
+            standing = self._journals[path]
+            for row in rows_after(path, standing.db, standing.last):
+                self._read(standing, *row)
 
     def _read(self, standing: Standing, n: int, key: str, event: str, at: float, status: int, tokens_in: int, tokens_out: int, detail: str) -> None:
         standing.last = n
@@ -159,7 +153,7 @@ class Account:
             self.open.add(worst)
             return
         _, model, worst = before or (at, "", Amount(1))
-        if event in ("answered", "damaged"):
+        if event in PAID:
             counted = (tokens_in or tokens_out) and detail != "delivered_twice"  # the figures of a second copy are another request's
             (self.answered if event == "answered" else self.wasted).add(self.amount(model, tokens_in, tokens_out) if counted else worst)
         elif not free(status, detail):

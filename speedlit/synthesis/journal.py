@@ -41,6 +41,7 @@ INSERT INTO attempts (key, event, at, process, status, seconds, tokens_in, token
     CASE WHEN ?2 = 'answered' AND EXISTS (SELECT 1 FROM attempts WHERE event = 'answered' AND key = ?1) THEN 'repeated' ELSE ?2 END,
     ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
 """
+AFTER = "SELECT n, key, event, at, status, tokens_in, tokens_out, detail FROM attempts WHERE n > ? ORDER BY n LIMIT 20000"
 TOTALS = "SELECT event, COUNT(*), SUM(tokens_in), SUM(tokens_out) FROM attempts GROUP BY event"
 PATIENCE = 60.0  # seconds to wait for a lock
 LOOKUP_BATCH = 400  # SQLite's oldest limit of bound values is 999
@@ -194,7 +195,19 @@ def open_to_read(path: Path) -> sqlite3.Connection:
         return db
 
 
-def _rows(db: sqlite3.Connection, query: str, values: Sequence[str] = ()) -> list[Any]:
+def rows_after(path: Path, db: sqlite3.Connection, row: int) -> Iterator[tuple[int, str, str, float, int, int, int, str]]:
+    """All rows after a row, without the answers: n, key, event, time, status, tokens in, tokens out, detail.
+
+    Raises:
+        SpeedlitError: the journal cannot be read.
+    """
+    with _sentences(path):
+        while block := _rows(db, AFTER, (row,)):
+            yield from block
+            row = block[-1][0]
+
+
+def _rows(db: sqlite3.Connection, query: str, values: Sequence[str | int] = ()) -> list[Any]:
     """The rows of a query; none where the file was made a moment ago and is still empty."""
     try:
         return db.execute(query, values).fetchall()

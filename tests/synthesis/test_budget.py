@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from speedlit.errors import UsageError
 from speedlit.synthesis.budget import Account, Budget, BudgetSpent, Price, tariff, worst_case
 from speedlit.synthesis.client import HTTPBackend
 from speedlit.synthesis.journal import Event, Journal
-from tests.synthesis.server import IDS, Fault, Server
+from tests.synthesis.server import Fault, Server
 
 PRICES = {"m": Price(5.0, 15.0, 0.5)}
 MOST = 40  # max_tokens of the requests
@@ -48,7 +49,7 @@ class Greedy:
             return self.rng.choice([Fault(body='{"choices": [{"mess'), Fault(status=500, body="oops"), Fault("reset")])  # billed, and lost
         usage = {"prompt_tokens": tokens_in, "completion_tokens": MOST}
         message = {"role": "assistant", "content": f"answer to {text}"}
-        return Fault(body=json.dumps({"id": next(IDS), "choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": usage}))
+        return Fault(body=json.dumps({"id": uuid.uuid4().hex, "choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": usage}))
 
     @property
     def usd(self) -> float:
@@ -181,6 +182,7 @@ def test_the_account_by_hand(tmp_path: Path) -> None:
         attempt(detail, Event(detail, "failed", status, detail=detail))
     for status, detail in ((500, "oops"), (0, "timeout"), (0, "connection_lost")):
         attempt(detail, Event(detail, "failed", status, detail=detail))
+    attempt("answered", Event("answered", "answered", 200, 1.0, 10, 5))  # a second answer to the same question: paid, of no use
     attempt("orphan")
     attempt("orphan")  # asked again after a crash
     account = Account(tmp_path, PRICES)
@@ -189,8 +191,8 @@ def test_the_account_by_hand(tmp_path: Path) -> None:
     used = (10 * 5 + 5 * 15) / 1e6
     assert (account.answered.calls, account.answered.tokens) == (3, 15 + 15 + 140)
     assert account.answered.usd == pytest.approx(used + used / 2 + whole)
-    assert (account.wasted.calls, account.wasted.tokens) == (7, 15 + 140 * 6)
-    assert account.wasted.usd == pytest.approx(used + 6 * whole)
+    assert (account.wasted.calls, account.wasted.tokens) == (8, 15 * 2 + 140 * 6)
+    assert account.wasted.usd == pytest.approx(2 * used + 6 * whole)
     assert (account.open.calls, account.open.tokens) == (1, 140)
     journal.append([Event("orphan", "answered", 200, 1.0, 10, 5)])
     account.refresh()
