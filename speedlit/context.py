@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Context:
     likelihood: Callable[[str, Sequence[str], Sequence[str]], list[float]] | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
-    def mine(self, items: Sequence[Any]) -> Sequence[Any]:
+    def mine(self, items: Iterable[T]) -> Iterator[T]:
         """This shard's share of ``items``: every n-th, so that n shards in any order make up the whole."""
         index, count = self.shard
-        return items[index::count]
+        return itertools.islice(items, index, None, count)

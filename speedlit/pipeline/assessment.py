@@ -8,7 +8,6 @@ draw whole cells, since prompts of one cell resemble each other.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from speedlit.files import read_json, write_json
 from speedlit.pipeline.parallel import in_processes
 from speedlit.pipeline.training import evaluation_folder
 from speedlit.records import Generation, Prompt, Record, Revision, read_rows
+from speedlit.synthesis.stages.common import prompts_of
 
 PAIRS = (("senior", "junior"), ("control", "junior"), ("senior", "control"), ("refined", "senior"), ("refined", "junior"))
 Checks = list[dict[str, float]]
@@ -37,7 +37,7 @@ def quality(ctx: Context) -> dict[str, Any] | None:
     """Every check of every generator on the held-out prompts, with differences, upper bound, and fix and break rate."""
     if ctx.checker is None:
         return None
-    prompts = [p for p in read_rows(ctx.inputs["tasks"] / "prompts.jsonl", Prompt) if p.use == "test"]
+    prompts = list(prompts_of(ctx, "test"))
     if not prompts:
         return None
     answers = {
@@ -45,7 +45,7 @@ def quality(ctx: Context) -> dict[str, Any] | None:
         for s in ("junior", "control", "senior")
         if (ctx.inputs["synthesis"] / f"generations-{s}.jsonl").exists()
     }
-    answers["refined"] = refined_texts(ctx.inputs["refinement"], answers["senior"], ctx.inputs["synthesis"])
+    answers["refined"] = refined_texts(ctx.inputs["refinement"], answers["senior"], ctx.inputs["synthesis"], {p.id for p in prompts})
     samples = ctx.config["counts"]["test_samples"]
     checked = {s: check(ctx, prompts, rows) for s, rows in answers.items()}
     best = [max(rows, key=lambda c: (c["good"], c["score"])) for rows in checked["junior"]]
@@ -74,17 +74,18 @@ def difference(after: Sequence[float], before: Sequence[float], groups: Sequence
 
 def texts(path: Path, prompts: Sequence[Prompt]) -> list[list[tuple[str, str]]]:
     """Per prompt the (generation id, raw text) of its samples, in the order of their index."""
-    found: dict[str, list[Generation]] = defaultdict(list)
+    found: dict[str, list[Generation]] = {prompt.id: [] for prompt in prompts}
     for row in read_rows(path, Generation):
-        found[row.prompt_id].append(row)
+        if row.prompt_id in found:  # nearly all of them are data
+            found[row.prompt_id].append(row)
     return [[(g.id, g.text) for g in sorted(found[p.id], key=lambda g: g.index)] for p in prompts]
 
 
-def refined_texts(refinement: Path, senior: list[list[tuple[str, str]]], synthesis: Path) -> list[list[tuple[str, str]]]:
+def refined_texts(refinement: Path, senior: list[list[tuple[str, str]]], synthesis: Path, prompts: set[str]) -> list[list[tuple[str, str]]]:
     """The senior's answers after revision. An answer that was no record, or that the revisor left alone, stays as it was."""
-    generation_of = {r.id: r.generation_id for r in read_rows(synthesis / "records-senior.jsonl", Record)}
+    generation_of = {r.id: r.generation_id for r in read_rows(synthesis / "records-senior.jsonl", Record) if r.prompt_id in prompts}
     rows_of = read_rows(refinement / "revisions.jsonl", Revision)
-    revised = {generation_of[r.record_id]: json.dumps(r.after, ensure_ascii=False) for r in rows_of if r.status == "revised"}
+    revised = {generation_of[r.record_id]: json.dumps(r.after, ensure_ascii=False) for r in rows_of if r.status == "revised" and r.prompt_id in prompts}
     return [[(g, revised.get(g, text)) for g, text in rows] for rows in senior]
 
 

@@ -15,14 +15,15 @@ from speedlit.context import Context
 from speedlit.errors import SpeedlitError
 from speedlit.pipeline.parallel import in_processes
 from speedlit.pipeline.yamlfiles import fit_recipe, merge
-from speedlit.records import Preference, Prompt, Record, Revision, read_rows
+from speedlit.records import Preference, Record, Revision, read_rows
+from speedlit.synthesis.stages.common import prompts_of
 
 
 def junior(ctx: Context) -> None:
     """SFT of the base on the seed records."""
     from speedlit.synthesis.rows import sft_rows
 
-    rows = sft_rows(prompts(ctx), read_rows(ctx.inputs["seed"] / "records.jsonl", Record))
+    rows = sft_rows(prompts_of(ctx, "seed"), read_rows(ctx.inputs["seed"] / "records.jsonl", Record))
     data = shards(rows, ctx.out / "data", "sft")
     train(ctx, [job(ctx, "junior", data, [], ctx.out)])
 
@@ -33,7 +34,7 @@ def senior(ctx: Context) -> None:
 
     records = read_rows(ctx.inputs["candidates"] / "records.jsonl", Record)
     preferences = read_rows(ctx.inputs["preferences"] / "preferences.jsonl", Preference)
-    data = shards(preference_rows(prompts(ctx), records, preferences), ctx.out / "data", "preference")
+    data = shards(preference_rows(prompts_of(ctx, "root"), records, preferences), ctx.out / "data", "preference")
     start = [ctx.inputs["junior"] / "model"]
     jobs = [job(ctx, "senior", data, start, ctx.out)]
     if ctx.config["control"]:
@@ -49,7 +50,7 @@ def revisor(ctx: Context) -> None:
 
     revisions = read_rows(ctx.inputs["revisions"] / "revisions.jsonl", Revision)
     template = load_set(ctx.config["prompts"])
-    data = shards(revision_rows(prompts(ctx), revisions, template, ctx.config["revision"]), ctx.out / "data", "sft")
+    data = shards(revision_rows(prompts_of(ctx, "root"), revisions, template, ctx.config["revision"]), ctx.out / "data", "sft")
     train(ctx, [job(ctx, "revisor", data, [], ctx.out)])
 
 
@@ -102,11 +103,6 @@ def evaluation_folder(ctx: Context) -> Path | None:
         return Path(ctx.config["evaluation"]["data"])
     rendered = ctx.inputs["dataset"] / "evaldata"
     return rendered if rendered.is_dir() else None
-
-
-def prompts(ctx: Context) -> list[Prompt]:
-    """All prompts of the run."""
-    return list(read_rows(ctx.inputs["tasks"] / "prompts.jsonl", Prompt))
 
 
 def shards(rows: Iterable[dict[str, Any]], out: Path, shape: str) -> Path:

@@ -29,6 +29,11 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.casefold())
 
 
+def order_key(*parts: Any) -> int:
+    """64 bits of a hash of some parts: an order that depends on nothing else."""
+    return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big")
+
+
 class _Vocabulary(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if len(self) >= VOCABULARY:

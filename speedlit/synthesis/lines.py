@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,19 +32,28 @@ def stretches(path: Path, size: int | None = None) -> list[Stretch]:
     return [(start, min(start + step, total)) for start in range(0, total, step)]
 
 
-def rows(path: Path, stretch: Stretch | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a stretch, each with the byte at which its line begins; blank lines are passed over.
+def rows(path: Path, stretch: Stretch | None = None, skip: Callable[[bytes], bool] = bytes.isspace) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a stretch, or of the whole file, each with the byte at which its line begins.
+
+    Args:
+        path: the file.
+        stretch: a range of bytes.
+        skip: which lines are passed over unread; blank ones always are.
 
     Raises:
-        UsageError: a line is no JSON object.
+        UsageError: the file cannot be read, or a line is no JSON object.
     """
-    start, stop = stretch or (0, path.stat().st_size)
-    with path.open("rb") as stream:
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    with stream:
+        start, stop = stretch or (0, os.fstat(stream.fileno()).st_size)
         if start:
             stream.seek(start - 1)
             start += len(stream.readline()) - 1  # the rest of a line that began before
         while start < stop and (line := stream.readline()):
-            if not line.isspace():
+            if not skip(line) and not line.isspace():
                 yield start, parse(path, start, line)
             start += len(line)
 
@@ -80,6 +91,12 @@ class Lines:
         return parse(self.path, start, self._stream.readline())
 
 
+def count_lines(path: Path) -> int:
+    """How many lines a file has."""
+    with path.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+
+
 def number(identity: str) -> int:
     """An id of 16 hex digits as a number of 64 bits.
 
@@ -112,19 +129,30 @@ def with_prompts(records: Iterable[R], prompts: Iterable[Prompt], where: str) ->
         while record.prompt_id != prompt_id:
             prompt = next(source, None)
             if prompt is None:
-                raise SpeedlitError(f"{where}: the prompt {record.prompt_id} is not among the run's prompts, or out of order; redo that stage with --from")
+                raise out_of_order(where, record.prompt_id)
             prompt_id = prompt.id
         assert prompt is not None
         yield record, prompt
 
 
-def by_prompt(records: Iterable[Record]) -> Iterator[tuple[str, list[Record]]]:
-    """Records of the same prompt together; they stand one after the other."""
-    group: list[Record] = []
-    for record in records:
-        if group and record.prompt_id != group[0].prompt_id:
-            yield group[0].prompt_id, group
-            group = []
-        group.append(record)
-    if group:
-        yield group[0].prompt_id, group
+def grouped(prompts: Iterable[Prompt], records: Iterable[Record], where: str) -> Iterator[tuple[Prompt, list[Record]]]:
+    """Each prompt with its records, none or several; both come in the same order of prompts.
+
+    Raises:
+        SpeedlitError: a record's prompt is not there, or the order is another one.
+    """
+    groups = itertools.groupby(records, key=lambda record: record.prompt_id)
+    ahead = next(groups, None)
+    for prompt in prompts:
+        group: list[Record] = []
+        if ahead is not None and ahead[0] == prompt.id:
+            group = list(ahead[1])
+            ahead = next(groups, None)
+        yield prompt, group
+    if ahead is not None:
+        raise out_of_order(where, ahead[0])
+
+
+def out_of_order(where: str, prompt_id: str) -> SpeedlitError:
+    """The one sentence for files that do not belong together."""
+    return SpeedlitError(f"{where}: the prompt {prompt_id} is not among the run's prompts, or out of order; redo the stage that wrote it with --from")

@@ -7,7 +7,6 @@ A worker reads one stretch of the file and leaves three files beside each other:
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import pickle
@@ -25,7 +24,7 @@ from speedlit.files import remove
 from speedlit.progress import Progress
 from speedlit.records import Record
 from speedlit.synthesis.filters import ContaminationFilter
-from speedlit.synthesis.hashing import encode, runs, whole
+from speedlit.synthesis.hashing import encode, order_key, runs, whole
 from speedlit.synthesis.lines import STRETCH, Stretch, number, rows, stretches
 from speedlit.synthesis.near import SHINGLE, near_duplicates, sketches
 from speedlit.synthesis.quality import fault_of
@@ -223,11 +222,6 @@ def spilled(work: Path, table: Table) -> list[tuple[Any, ...]]:
                 stream.seek(int(table["spilled"][row]))
                 found[row] = pickle.loads(stream.read(int(table["bytes"][row])))  # noqa: S301 (written above, by this very run)
     return found
-
-
-def order_key(seed: int, prompt_id: str) -> int:
-    """The order of the run: records of all sources follow the same order of prompts."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()[:8], "big")
 
 
 def is_in(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:

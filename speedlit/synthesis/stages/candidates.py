@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from speedlit.context import Context
-from speedlit.synthesis.stages.common import prompts_of, sample, write_requests
+from speedlit.synthesis.stages.common import count_of, prompts_of, sample, write_requests
 
 
 def run(ctx: Context) -> None:
     """Write ``generations.jsonl``, ``records.jsonl`` and ``rejected.jsonl`` for the prompts of use ``root``."""
-    prompts = prompts_of(ctx, "root")
-    sample(ctx, "junior", "junior", prompts, write_requests(ctx, "junior", prompts, ctx.config["counts"]["candidates"]))
+    samples = ctx.config["counts"]["candidates"]
+    sample(ctx, "junior", "junior", write_requests(ctx, "junior", prompts_of(ctx, "root"), samples), count_of(ctx, "root") * samples)

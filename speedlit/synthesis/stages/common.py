@@ -2,40 +2,51 @@
 
 Answers of the teacher are in the journal, so an interrupted or sharded stage finds them there. Answers of local models go to part
 files of ``CHUNK`` requests in ``<stage>/work/parts``. Chunks are cut by position and a shard takes whole chunks, so a local batch is
-made of the same requests, and gives the same samples, whoever computes it.
+made of the same requests, and gives the same samples, whoever computes it. Prompts, requests and answers pass through: a stage's memory
+does not grow with their number.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from speedlit.context import Context, Reply, Request, Sampling
+from speedlit.context import Backend, Context, Reply, Request, Sampling
 from speedlit.files import atomic, canonical_json, content_id, read_jsonl, write_jsonl
 from speedlit.progress import Progress
-from speedlit.records import Generation, Prompt, Record, Row, read_rows
+from speedlit.records import Generation, Prompt, Record, Row
+from speedlit.synthesis.lines import rows
 from speedlit.synthesis.parsing import Rejected, parse_record
 from speedlit.synthesis.quality import Answers, Measures, merge, show
 from speedlit.synthesis.schemas import record_schema
 from speedlit.synthesis.templates import Template, derived_seed, load_set
 
 CHUNK = 1024
+COUNTS = {"synthetic": "synthesis"}  # uses whose count has another name in the config
+T = TypeVar("T")
+Asked = tuple[T, Request]  # a question, with whatever its answer will be needed for
 
 
-def ask(ctx: Context, role: str, requests: Sequence[Request], label: str) -> Iterator[tuple[Request, Reply]]:
-    """Ask this shard's share of ``requests``; yields them with their replies in order, counted and shown."""
+def ask(ctx: Context, role: str, asked: Iterable[tuple[T, Request]], label: str, total: int | None = None) -> Iterator[tuple[T, Request, Reply]]:
+    """Ask this shard's share; yields what came with each question, the question and its reply, in order, counted and shown.
+
+    Args:
+        asked: made as they are needed: only those in flight are in memory.
+        total: how many there are over all shards, where that is known.
+    """
     whole = ctx.shard == (0, 1)
     label = label if whole else f"{label} {ctx.shard[0]}/{ctx.shard[1]}"
-    pairs = _ask_teacher(ctx, requests) if role == "teacher" else _ask_local(ctx, role, requests)
-    with Progress(label, _share(ctx, role, len(requests)), "answers") as progress:
-        for request, reply in pairs:
+    answers = _ask_teacher(ctx, asked) if role == "teacher" else _ask_local(ctx, role, asked)
+    with Progress(label, None if total is None else _share(ctx, role, total), "answers") as progress:
+        for carried, request, reply in answers:
             ctx.ledger.reply(reply, role)
             progress.advance()
-            yield request, reply
+            yield carried, request, reply
 
 
 def _share(ctx: Context, role: str, total: int) -> int:
@@ -44,36 +55,59 @@ def _share(ctx: Context, role: str, total: int) -> int:
     return sum(min(unit, total - start) for start in range(index * unit, total, count * unit))
 
 
-def _ask_teacher(ctx: Context, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
-    mine = ctx.mine(requests)
-    if mine:
-        yield from zip(mine, ctx.backend("teacher").generate(mine), strict=True)
+def _ask_teacher(ctx: Context, asked: Iterable[Asked[T]]) -> Iterator[tuple[T, Request, Reply]]:
+    mine = ctx.mine(asked)
+    for first in itertools.islice(mine, 1):  # a shard without a share needs no backend
+        yield from _answered(itertools.chain([first], mine), ctx.backend("teacher"))
 
 
-def _ask_local(ctx: Context, role: str, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
-    chunks = ctx.mine([requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)])
-    paths = [_part(ctx, role, chunk) for chunk in chunks]
-    missing = [chunk for chunk, path in zip(chunks, paths, strict=True) if not path.exists()]
-    stream = ctx.backend(role).generate(itertools.chain.from_iterable(missing)) if missing else iter(())
-    for chunk, path in zip(chunks, paths, strict=True):
-        if path.exists():
-            replies = [Reply(**row) for row in read_jsonl(path)]
-            yield from zip(chunk, replies, strict=True)
-        else:
-            rows = []
-            for request in chunk:
-                reply = next(stream)
-                rows.append(asdict(reply))
-                yield request, reply
+def _answered(asked: Iterable[Asked[T]], backend: Backend) -> Iterator[tuple[T, Request, Reply]]:
+    """Pair replies with what was asked; the backend takes questions ahead of the reply handed out."""
+    ahead: deque[Asked[T]] = deque()
+
+    def requests() -> Iterator[Request]:
+        for pair in asked:
+            ahead.append(pair)
+            yield pair[1]
+
+    for reply in backend.generate(requests()):
+        yield (*ahead.popleft(), reply)
+    if ahead:
+        raise RuntimeError(f"{len(ahead)} requests had no reply")
+
+
+def _ask_local(ctx: Context, role: str, asked: Iterable[Asked[T]]) -> Iterator[tuple[T, Request, Reply]]:
+    source = iter(asked)
+    chunks = ctx.mine(iter(lambda: list(itertools.islice(source, CHUNK)), []))
+    backend: Backend | None = None
+    for exists, group in itertools.groupby(((_part(ctx, role, chunk), chunk) for chunk in chunks), key=lambda pair: pair[0].exists()):
+        if exists:
+            for path, chunk in group:
+                replies = (Reply(**row) for row in read_jsonl(path))
+                yield from ((carried, request, reply) for (carried, request), reply in zip(chunk, replies, strict=True))
+            continue
+        backend = backend or ctx.backend(role)
+        yield from _sampled(group, backend)
+
+
+def _sampled(chunks: Iterable[tuple[Path, list[Asked[T]]]], backend: Backend) -> Iterator[tuple[T, Request, Reply]]:
+    """Answers that are not there yet; each chunk goes to its part file once it is complete."""
+    rows: list[dict[str, Any]] = []
+    flat = (((path if n == len(chunk) else None, carried), request) for path, chunk in chunks for n, (carried, request) in enumerate(chunk, 1))
+    for (path, carried), request, reply in _answered(flat, backend):
+        rows.append(asdict(reply))
+        yield carried, request, reply
+        if path is not None:
             write_jsonl(path, rows)
+            rows = []
 
 
-def _part(ctx: Context, role: str, chunk: Sequence[Request]) -> Path:
+def _part(ctx: Context, role: str, chunk: Sequence[tuple[Any, Request]]) -> Path:
     """Named by what is asked, so a part of other requests is never taken for this one."""
     stage = ctx.out if ctx.shard == (0, 1) else ctx.out.parent.parent  # a shard works in <stage>/work/shard-i-of-n
     folder = stage / "work" / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{role}-{content_id([_asked(r) for r in chunk])}.jsonl"
+    return folder / f"{role}-{content_id([_asked(request) for _, request in chunk])}.jsonl"
 
 
 def _asked(request: Request) -> list[Any]:
@@ -86,9 +120,25 @@ def structured(ctx: Context, role: str) -> bool:
     return bool(ctx.config["teacher" if role == "teacher" else "sampling"].get("structured"))
 
 
-def prompts_of(ctx: Context, *uses: str) -> list[Prompt]:
+def prompts_of(ctx: Context, *uses: str) -> Iterator[Prompt]:
     """The run's prompts for some uses, in their order."""
-    return [prompt for prompt in read_rows(ctx.inputs["tasks"] / "prompts.jsonl", Prompt) if prompt.use in uses]
+    return (Prompt.from_json(row) for _, row in prompt_rows(ctx, *uses))
+
+
+def prompt_rows(ctx: Context, *uses: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same as JSON, each with the byte at which its line begins."""
+    marks = [f'"use":"{use}"'.encode() for use in uses]
+
+    def other(line: bytes) -> bool:  # known without parsing: the file is written in one spelling
+        return b'"use":"' in line and not any(mark in line for mark in marks)
+
+    found = rows(ctx.inputs["tasks"] / "prompts.jsonl", skip=other)
+    return ((start, row) for start, row in found if row.get("use") in uses)
+
+
+def count_of(ctx: Context, *uses: str) -> int:
+    """How many prompts there are for some uses: what the config asks for, or ``tasks`` would have failed."""
+    return sum(ctx.config["counts"].get(COUNTS.get(use, use)) or 0 for use in uses)
 
 
 def writer_sampling(ctx: Context, role: str) -> Sampling:
@@ -97,16 +147,14 @@ def writer_sampling(ctx: Context, role: str) -> Sampling:
     return Sampling(settings.get("temperature", 1.0), settings.get("top_p", 1.0), settings.get("max_tokens", 800))
 
 
-def write_requests(ctx: Context, role: str, prompts: Iterable[Prompt], samples: int = 1) -> list[Request]:
-    """One request per prompt and sample, seeded by the run's seed, the prompt and the sample's index."""
+def write_requests(ctx: Context, role: str, prompts: Iterable[Prompt], samples: int = 1) -> Iterator[tuple[Prompt, Request]]:
+    """Each prompt with one request per sample, seeded by the run's seed, the prompt and the sample's index."""
     base, shaped = writer_sampling(ctx, role), structured(ctx, role)
-    requests = []
     for prompt in prompts:
         schema = record_schema(prompt.keys) if shaped else None
         for index in range(samples):
             drawn = Sampling(base.temperature, base.top_p, base.max_tokens, derived_seed(ctx.config["seed"], prompt.id, index))
-            requests.append(Request(prompt.id, prompt.messages, drawn, index, schema))
-    return requests
+            yield prompt, Request(prompt.id, prompt.messages, drawn, index, schema)
 
 
 def exact_sampling(ctx: Context, role: str, *parts: Any) -> Sampling:
@@ -114,19 +162,17 @@ def exact_sampling(ctx: Context, role: str, *parts: Any) -> Sampling:
     return Sampling(0.0, 1.0, writer_sampling(ctx, role).max_tokens, derived_seed(ctx.config["seed"], *parts))
 
 
-def sample(ctx: Context, role: str, source: str, prompts: Sequence[Prompt], requests: Sequence[Request], suffix: str = "") -> list[Record]:
-    """Let ``role`` answer; write ``generations``, ``records`` and ``rejected`` (with ``suffix``).
+def sample(ctx: Context, role: str, source: str, asked: Iterable[tuple[Prompt, Request]], total: int, suffix: str = "") -> int:
+    """Let ``role`` answer; write ``generations``, ``records`` and ``rejected`` (with ``suffix``), in the order of the requests.
 
     Returns:
-        The records, in the order of the requests.
+        How many records it gave.
     """
     templates, levels = load_set(ctx.config["prompts"]), ctx.config.get("quality")
-    by_id = {prompt.id: prompt for prompt in prompts}
-    records: list[Record] = []
+    count = 0
     answers, measures = Answers(levels), Measures(levels)
     with Outputs(ctx.out, "generations", "records", "rejected", suffix=suffix) as out:
-        for request, reply in ask(ctx, role, requests, f"{ctx.name}: {source}"):
-            prompt = by_id[request.id]
+        for prompt, request, reply in ask(ctx, role, asked, f"{ctx.name}: {source}", total):
             usage = {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
             provenance = {**reply.provenance, "sampling": asdict(request.sampling), **({"error": reply.error} if reply.error else {})}
             generation = Generation(prompt.id, source, reply.index, reply.text, reply.finish_reason, usage, provenance)
@@ -142,9 +188,9 @@ def sample(ctx: Context, role: str, source: str, prompts: Sequence[Prompt], requ
             answers.add(prompt.kind, reply.provenance.get("model", source), record.parsed_by)
             measures.add(record, prompt)
             out.write("records", record)
-            records.append(record)
+            count += 1
     note_quality(ctx, source, measures.result(), answers.result())
-    return records
+    return count
 
 
 def note_quality(ctx: Context, source: str, *measured: dict[str, Any]) -> None:

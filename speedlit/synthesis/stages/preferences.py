@@ -7,48 +7,50 @@ judged a second time with the order reversed; a pair on which the two verdicts d
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from speedlit.context import Context, Reply, Request
 from speedlit.records import Preference, Prompt, Record, read_rows
+from speedlit.synthesis.lines import grouped
 from speedlit.synthesis.parsing import Rejected, dumps, parse_judge
 from speedlit.synthesis.quality import Answers, JudgeMeasures
 from speedlit.synthesis.schemas import judge_schema
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of, structured
+from speedlit.synthesis.stages.common import Outputs, ask, count_of, exact_sampling, note_quality, prompts_of, structured
 from speedlit.synthesis.templates import RoleTemplate, derived_random, load_set
+
+Answer = tuple[tuple[Prompt, list[Record]], Request, Reply]  # the prompt with its records as shown, what was asked, what the judge said
 
 
 def run(ctx: Context) -> None:
     """Write ``preferences.jsonl`` and ``rejected.jsonl`` ({prompt_id, reason, text})."""
     judge, swap = load_set(ctx.config["prompts"]).roles["judge"], ctx.config.get("judge_swap")
-    prompts = {prompt.id: prompt for prompt in prompts_of(ctx, "root")}
     with Outputs(ctx.out, "preferences", "rejected") as out:
-        shown = candidates(ctx, prompts, out)
-        requests = [order for name, records in shown.items() for order in orders(ctx, prompts[name], records, judge, swap is not None)]
-        answers = ask(ctx, "teacher", requests, "preferences: judge")
+        asked = refuse_few(ctx, out) * (1 + (swap is not None))
+        several = ((prompt, records) for prompt, records in shown(ctx) if len(records) > 1)
+        requests = (((prompt, records), order) for prompt, records in several for order in orders(ctx, prompt, records, judge, swap is not None))
         swaps: Counter[str] = Counter()
         measures, fates = JudgeMeasures(ctx.config.get("quality")), Answers(ctx.config.get("quality"))
-        for verdicts in by_prompt(answers):
-            request, reply = verdicts[0]
+        for verdicts in by_prompt(ask(ctx, "teacher", requests, "preferences: judge", asked)):
+            (prompt, records), request, reply = verdicts[0]
             if request.index:  # a shard that has only the second question of this prompt
                 continue
             try:
-                preference = verdict(reply, shown[request.id], judge.index_base)
-                measures.add(preference, shown[request.id])
+                preference = verdict(reply, records, judge.index_base)
+                measures.add(preference, records)
                 if swap is not None:
-                    preference = checked(preference, verdicts[1:], shown[request.id], judge.index_base, swaps)
+                    preference = checked(preference, verdicts[1:], records, judge.index_base, swaps)
                 if swap == "drop" and preference.consistent is not True:
                     raise Rejected("judge_disagrees" if preference.consistent is False else "judge_swap_unusable")
             except Rejected as reason:
                 ctx.ledger.reject(str(reason))
                 measures.reject(str(reason))
-                fates.add(prompts[request.id].kind, reply.provenance.get("model", "judge"), str(reason))
+                fates.add(prompt.kind, reply.provenance.get("model", "judge"), str(reason))
                 out.write("rejected", {"prompt_id": request.id, "reason": str(reason), "text": reply.text})
                 continue
             ctx.ledger.accepted += 1
-            fates.add(prompts[request.id].kind, reply.provenance.get("model", "judge"), "strict")
+            fates.add(prompt.kind, reply.provenance.get("model", "judge"), "strict")
             out.write("preferences", preference)
     note_quality(ctx, "judge", measures.result(swaps), fates.result())
     if swap is not None:
@@ -64,9 +66,9 @@ def orders(ctx: Context, prompt: Prompt, records: Sequence[Record], judge: RoleT
         yield Request(prompt.id, messages, exact_sampling(ctx, "teacher", prompt.id, name), index, schema)
 
 
-def by_prompt(answers: Iterable[tuple[Request, Reply]]) -> Iterator[list[tuple[Request, Reply]]]:
+def by_prompt(answers: Iterable[Answer]) -> Iterator[list[Answer]]:
     """Neighbouring answers on one prompt, together."""
-    for _, group in itertools.groupby(answers, key=lambda pair: pair[0].id):
+    for _, group in itertools.groupby(answers, key=lambda answer: answer[1].id):
         yield list(group)
 
 
@@ -81,10 +83,10 @@ def verdict(reply: Reply, records: Sequence[Record], index_base: int) -> Prefere
     return rank(reply.id, records, reply.text, reply.finish_reason, index_base)
 
 
-def checked(preference: Preference, second: Sequence[tuple[Request, Reply]], records: Sequence[Record], index_base: int, swaps: Counter[str]) -> Preference:
+def checked(preference: Preference, second: Sequence[Answer], records: Sequence[Record], index_base: int, swaps: Counter[str]) -> Preference:
     """Say whether the judge names the same best and worst when the order is reversed; ``consistent`` stays None where it gave no usable answer."""
     try:
-        again = verdict(second[0][1], records[::-1], index_base) if second else None
+        again = verdict(second[0][2], records[::-1], index_base) if second else None
     except Rejected:
         again = None
     if again is None:
@@ -99,28 +101,39 @@ def checked(preference: Preference, second: Sequence[tuple[Request, Reply]], rec
     return replace(preference, consistent=agree)
 
 
-def candidates(ctx: Context, prompts: dict[str, Prompt], out: Outputs) -> dict[str, list[Record]]:
-    """Distinct records of each prompt in the order shown; prompts with fewer than two are rejected here."""
-    pool: dict[str, dict[str, Record]] = defaultdict(dict)
-    for record in read_rows(ctx.inputs["candidates"] / "records.jsonl", Record):
-        pool[record.prompt_id].setdefault(dumps(record.fields, prompts[record.prompt_id].keys), record)
-    shown: dict[str, list[Record]] = {}
-    limit = ctx.config["counts"].get("preferences") or len(prompts)
-    for prompt_id in list(prompts)[:limit] if limit >= len(prompts) else spread(ctx, list(prompts), limit):
-        records = list(pool[prompt_id].values())
-        if len(records) < 2:
-            ctx.ledger.reject("fewer_than_two_candidates")
-            out.write("rejected", {"prompt_id": prompt_id, "reason": "fewer_than_two_candidates", "text": ""})
+def refuse_few(ctx: Context, out: Outputs) -> int:
+    """Reject the prompts with fewer than two different records; returns how many are left to judge."""
+    count = 0
+    for prompt, records in shown(ctx):
+        if len(records) > 1:
+            count += 1
             continue
-        derived_random(ctx.config["seed"], prompt_id, "order").shuffle(records)
-        shown[prompt_id] = records
-    return shown
+        ctx.ledger.reject("fewer_than_two_candidates")
+        out.write("rejected", {"prompt_id": prompt.id, "reason": "fewer_than_two_candidates", "text": ""})
+    return count
 
 
-def spread(ctx: Context, prompt_ids: Sequence[str], limit: int) -> list[str]:
-    """A draw of ``limit`` prompts over all kinds (the prompts are sorted by kind), in their order."""
-    chosen = set(derived_random(ctx.config["seed"], "preferences").sample(list(prompt_ids), limit))
-    return [prompt_id for prompt_id in prompt_ids if prompt_id in chosen]
+def shown(ctx: Context) -> Iterator[tuple[Prompt, list[Record]]]:
+    """The prompts to judge, each with its distinct records in the order shown."""
+    path, total = ctx.inputs["candidates"] / "records.jsonl", count_of(ctx, "root")
+    chosen = spread(ctx, total, ctx.config["counts"].get("preferences") or total)
+    for place, (prompt, records) in enumerate(grouped(prompts_of(ctx, "root"), read_rows(path, Record), str(path))):
+        if not chosen[place]:
+            continue
+        distinct: dict[str, Record] = {}
+        for record in records:
+            distinct.setdefault(dumps(record.fields, prompt.keys), record)
+        found = list(distinct.values())
+        derived_random(ctx.config["seed"], prompt.id, "order").shuffle(found)
+        yield prompt, found
+
+
+def spread(ctx: Context, total: int, limit: int) -> bytearray:
+    """A mark for each prompt of a draw of ``limit`` over all kinds (the prompts are sorted by kind)."""
+    chosen = bytearray(total)
+    for place in derived_random(ctx.config["seed"], "preferences").sample(range(total), limit) if limit < total else range(total):
+        chosen[place] = 1
+    return chosen
 
 
 def rank(prompt_id: str, records: Sequence[Record], text: str, finish_reason: str, index_base: int) -> Preference:

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
+import itertools
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from speedlit.context import Context, Reply, Request
-from speedlit.records import Prompt, Record, Revision, read_rows
+from speedlit.records import Prompt, Record, Revision
+from speedlit.synthesis.hashing import Places, order_key
+from speedlit.synthesis.lines import Lines, number, out_of_order, rows, spelled
 from speedlit.synthesis.parsing import Rejected, dumps, parse_change
 from speedlit.synthesis.quality import Answers
 from speedlit.synthesis.schemas import change_schema
-from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompts_of, structured
-from speedlit.synthesis.templates import load_set
+from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, note_quality, prompt_rows, structured
+from speedlit.synthesis.templates import RoleTemplate, load_set
 
 
 def run(ctx: Context) -> None:
     """Write ``revisions.jsonl`` and ``rejected.jsonl`` ({record_id, prompt_id, reason, text})."""
     critique, form = load_set(ctx.config["prompts"]).roles["critique"], ctx.config["revision"]
-    prompts = {prompt.id: prompt for prompt in prompts_of(ctx, "root")}
-    records = choose(list(read_rows(ctx.inputs["candidates"] / "records.jsonl", Record)), ctx.config["counts"]["revisions"], ctx.config["seed"])
-    by_id = {record.id: record for record in records}
-    requests, shaped = [], structured(ctx, "teacher")
-    for record in records:
-        prompt = prompts[record.prompt_id]
-        messages = critique.revision(prompt.text, dumps(record.fields, prompt.keys), form)
-        schema = change_schema(critique.formats.get(form, ""), prompt.keys, form) if shaped else None
-        requests.append(Request(record.id, messages, exact_sampling(ctx, "teacher", record.id, "critique"), schema=schema))
     fates = Answers(ctx.config.get("quality"))
     with Outputs(ctx.out, "revisions", "rejected") as out:
-        for request, reply in ask(ctx, "teacher", requests, "revisions: critique"):
-            record = by_id[request.id]
-            revision, reason, _ = revise(record, prompts[record.prompt_id], reply, form, "critique")
+        path = ctx.inputs["candidates"] / "records.jsonl"
+        chosen = choose(path, ctx.config["counts"]["revisions"], ctx.config["seed"])
+        for (record, prompt), _, reply in ask(ctx, "teacher", questions(ctx, path, chosen, critique), "revisions: critique", len(chosen)):
+            revision, reason, _ = revise(record, prompt, reply, form, "critique")
             fates.add(record.kind, reply.provenance.get("model", "critique"), reason or "strict")
             if reason:
                 ctx.ledger.reject(reason)
@@ -42,17 +39,36 @@ def run(ctx: Context) -> None:
     note_quality(ctx, "critique", fates.result())
 
 
-def choose(records: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """``count`` distinct records, spread over the prompts: every prompt gives one before any gives a second, in an order of the seed."""
-    per_prompt: dict[str, list[tuple[bytes, Record]]] = defaultdict(list)
-    for record in {record.id: record for record in records}.values():
-        per_prompt[record.prompt_id].append((hashlib.sha256(f"{seed}:{record.id}".encode()).digest(), record))
-    ranked = []
-    for group in per_prompt.values():
-        group.sort(key=lambda pair: pair[0])
-        ranked += [(rank, digest, record) for rank, (digest, record) in enumerate(group)]
-    ranked.sort(key=lambda row: row[:2])
-    return [record for _, _, record in ranked[:count]]
+def questions(ctx: Context, path: Path, chosen: Places, critique: RoleTemplate) -> Iterator[tuple[tuple[Record, Prompt], Request]]:
+    """The chosen records, each with its prompt and what the critic is asked."""
+    form, shaped = ctx.config["revision"], structured(ctx, "teacher")
+    found = [(number(row["id"]), start) for start, row in prompt_rows(ctx, "root")]
+    ids, places = np.array(sorted(found), np.uint64).reshape(-1, 2).T
+    with Lines(path) as records, Lines(ctx.inputs["tasks"] / "prompts.jsonl") as prompts:
+        for start in chosen.tolist():
+            record = Record.from_json(records[start])
+            place = np.searchsorted(ids, np.uint64(number(record.prompt_id)))
+            if place == len(ids) or spelled(int(ids[place])) != record.prompt_id:
+                raise out_of_order(str(path), record.prompt_id)
+            prompt = Prompt.from_json(prompts[int(places[place])])
+            messages = critique.revision(prompt.text, dumps(record.fields, prompt.keys), form)
+            schema = change_schema(critique.formats.get(form, ""), prompt.keys, form) if shaped else None
+            yield (record, prompt), Request(record.id, messages, exact_sampling(ctx, "teacher", record.id, "critique"), schema=schema)
+
+
+def choose(path: Path, count: int, seed: int) -> Places:
+    """Where ``count`` distinct records begin in their file, spread over the prompts: every prompt gives one before any gives a second, in
+    an order of the seed."""
+    ranks, keys, places = array("Q"), array("Q"), array("Q")
+    for _, group in itertools.groupby(rows(path), key=lambda pair: pair[1]["prompt_id"]):
+        starts = {row["id"]: start for start, row in group}
+        ordered = sorted((order_key(seed, name), start) for name, start in starts.items())
+        for rank, (key, start) in enumerate(ordered):
+            ranks.append(rank)
+            keys.append(key)
+            places.append(start)
+    order = np.lexsort((np.array(keys, np.uint64), np.array(ranks, np.uint64)))
+    return np.array(places, np.int64)[order][:count]
 
 
 def revise(
