@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from speedlit.data import collate, packing, plan
+from speedlit.data import collate, packing, plan, tables
 from speedlit.data.shards import ShardSet
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import SpeedlitError, UsageError
@@ -73,7 +73,7 @@ class Samples:
                 self._kept += [_compact(sample) for sample in samples]
         table = np.asarray(rows, dtype=np.int64)
         if self._kept is None:
-            self.save(cache, table)
+            self._save(cache, table)
         return table
 
     def _key(self, shards: ShardSet) -> str:
@@ -82,10 +82,9 @@ class Samples:
 
     def tables(self, name: str) -> list[Path]:
         """Per shard set, the file of a table about its samples as they are now: rows, token contract and tokenizer."""
-        return [s.path / f"{name}-{content_id([[c['sha256'] for c in s.manifest.chunks], self._key(s)])}.npy" for s in self.sets]
+        return [s.path / f"{name}-{content_id([[c['sha256'] for c in s.manifest.chunks], self._key(s)])}.npz" for s in self.sets]
 
-    def save(self, cache: Path, table: np.ndarray) -> None:
-        """Write a table under its name when it is complete."""
+    def _save(self, cache: Path, table: np.ndarray) -> None:
         temporary = cache.with_name(f".{cache.stem}.{os.getpid()}.npy")
         try:
             np.save(temporary, table)
@@ -358,19 +357,16 @@ class ShardData(L.LightningDataModule):
         """Numbers per training sample that ``save_table`` has put beside the shards; None where they, or a part of them, are not there."""
         assert self.train is not None
         samples = self.train.steps.samples
-        places = samples.tables(name)
-        if not all(place.is_file() for place in places):
-            return None
-        parts = [np.load(place) for place in places]
-        fit = [part.shape == (len(shards), columns) for part, shards in zip(parts, samples.sets, strict=True)]
-        return np.concatenate(parts) if all(fit) else None
+        parts = [tables.load(place, (len(shards), columns)) for place, shards in zip(samples.tables(name), samples.sets, strict=True)]
+        whole = [part for part in parts if part is not None]
+        return np.concatenate(whole) if len(whole) == len(parts) else None
 
     def save_table(self, name: str, table: np.ndarray) -> None:
         """Keep numbers per training sample (samples, columns) beside the shards; read-only shards keep nothing."""
         assert self.train is not None
         samples = self.train.steps.samples
         for place, part in zip(samples.tables(name), np.split(table, samples.starts[1:-1]), strict=True):
-            samples.save(place, part)
+            tables.save(place, part)
 
     def val_dataloader(self) -> StepLoader | list[Any]:
         """Validation steps in the order of the shards; empty without ``validation``."""

@@ -190,9 +190,11 @@ class SpeedModule(L.LightningModule):
         which = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
         names = [name for batch in step["micro"] for name in batch["names"]]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        place = Path(self.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        good = f"The last good checkpoint is {place}" if place.is_file() else f"There is no {place} yet"
         return SpeedlitError(
-            f"step {self.global_step}: {which}; the weights were not changed. Samples of the step: {shown}. "
-            f"The last good checkpoint is in {self.trainer.default_root_dir}; a lower learning rate, a smaller clip or bfloat16 in place of float16 may mend it"
+            f"step {self.global_step + 1}: {which}; the weights were not changed. Samples of the step: {shown}. "
+            f"{good}; a lower learning rate, a smaller clip or bfloat16 in place of float16 may mend it"
         )
 
     def check_moved(self) -> None:

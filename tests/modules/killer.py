@@ -9,6 +9,18 @@ from typing import Any
 import lightning as L
 
 
+class Spoiler(L.Callback):
+    """Puts a NaN into one gradient of a step; the loss is fine."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """In the step after ``step`` others."""
+        if trainer.global_step == self.step:
+            next(weight for weight in module.parameters() if weight.grad is not None).grad.view(-1)[0] = float("nan")  # type: ignore[union-attr]
+
+
 class Killer(L.Callback):
     """kill -9 after so many optimizer steps, or after so many backward passes of this process (in the middle of accumulation)."""
 

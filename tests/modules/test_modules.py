@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -145,6 +146,100 @@ def test_without_beta_dpo_is_sft_on_the_chosen(root: Path, tmp_path: Path) -> No
         assert torch.allclose(two[name], weight, atol=1e-6), name
 
 
+@pytest.fixture(scope="module")
+def junior(root: Path) -> Path:
+    """A finished junior with dropout in its adapter."""
+    fit(recipe(root, "sft"), root / "junior", progress=False)
+    return root / "junior" / "model"
+
+
+def test_all_references_give_the_same_log_probs(root: Path, junior: Path, tmp_path: Path) -> None:
+    """The junior merged with the trained adapter off; the junior kept as a named frozen adapter; a frozen copy; the table beside the shards."""
+    from speedlit.data.shards import ShardSet, write_shards
+
+    write_shards(preference_rows(12), tmp_path / "shards", "preference")
+    backbone = Backbone(str(root / "base"), [str(junior)])
+    rows = list(ShardSet(tmp_path / "shards"))
+    found = {}
+    for reference, adapter in (("adapter_off", LoRA(r=4)), ("frozen_adapter", LoRA(r=4, dropout=0.5)), ("copy", None)):
+        module = DPOModule(backbone, adapter, TokenContract(), reference=reference)
+        module.configure_model()
+        for weight in module.model.parameters():
+            if weight.requires_grad:
+                weight.data += 0.1  # a policy that has moved
+        batch = collate.collate_rows(collate.encode_preference(module.tokenizer, module.tokens, rows), 0)
+        found[reference] = module.reference_sums(batch)
+        assert module.model.training
+    start = {"backbone": {"name": str(root / "base"), "adapters": [str(junior)]}, "reference": "precomputed"}
+    config = recipe(root, "preference", model=start, data={"shards": str(tmp_path / "shards")}, trainer={"max_epochs": None, "max_steps": 1})
+    fit(config, tmp_path / "fit", progress=False)
+    (table,) = (tmp_path / "shards").glob("reference-*.npz")
+    found["precomputed"] = torch.from_numpy(np.load(table)["table"])
+    for reference, sums in found.items():
+        assert torch.allclose(sums, found["copy"], atol=1e-5, rtol=1e-5), reference
+
+
+def test_precomputed_log_probs_are_read_again_and_made_anew_for_another_start(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from speedlit.data.shards import write_shards
+
+    write_shards(preference_rows(12), tmp_path / "shards", "preference")
+    tiny_llama(tmp_path / "other", seed=7)
+    passes = []
+    sweep = DPOModule.sweep
+    monkeypatch.setattr(DPOModule, "sweep", lambda self, data: passes.append(1) or sweep(self, data))
+
+    def run(name: str, **over: Any) -> str:
+        model = {"reference": "precomputed", **over.pop("model", {})}
+        config = recipe(root, "preference", model=model, data={"shards": str(tmp_path / "shards"), **over}, trainer={"max_epochs": 1})
+        fit(config, tmp_path / name, progress=False)
+        return (tmp_path / name / "metrics.csv").read_text()
+
+    first = run("first")
+    assert run("again") == first  # bit for bit
+    assert len(passes) == 1
+    run("other", model={"backbone": {"name": str(tmp_path / "other")}})
+    run("shorter", model={"tokens": {"max_length": 12}})
+    assert len(passes) == 3
+    assert len(list((tmp_path / "shards").glob("reference-*.npz"))) == 3
+    for table in (tmp_path / "shards").glob("reference-*.npz"):
+        data = bytearray(table.read_bytes())
+        data[data.index(b"NUMPY") + 140] ^= 1  # one bit of one number
+        table.write_bytes(data)
+    assert run("damaged") == first
+    assert len(passes) == 4
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_senior_over_a_junior_that_is_kept_frozen(root: Path, junior: Path, tmp_path: Path, quantized: bool) -> None:
+    """It begins at its reference, leaves it, never changes the junior, and its folder is an adapter on the junior's. Over 4 bits there is no other way."""
+    if quantized:
+        root = prepare(tmp_path / "wide")
+        tiny_llama(root / "base", hidden_size=64, intermediate_size=128)
+        fit(recipe(root, "sft"), root / "junior", progress=False)
+        junior = root / "junior" / "model"
+    adapter = {"class_path": "QLoRA" if quantized else "LoRA", "init_args": {"r": 4, "dropout": 0.1}}
+    backbone = {"name": str(root / "base"), "adapters": [str(junior)], "dtype": "bfloat16" if quantized else "float32"}
+    model = {"nll_weight": 0.0, "backbone": backbone, "adapter": adapter, "reference": None if quantized else "frozen_adapter"}
+    fit(recipe(root, "preference", model=model), tmp_path / "senior", progress=False)
+    rows = metrics(tmp_path / "senior")
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-2 if quantized else 1e-6)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 1e-2
+    saved = load_file(tmp_path / "senior" / "model" / "adapter_model.safetensors")
+    trained = torch.load(tmp_path / "senior" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert len(saved) == len(trained)
+    assert not any("frozen" in name for name in (*saved, *trained))
+    assert Backbone(str(tmp_path / "senior" / "model")).chain()[1] == [junior, tmp_path / "senior" / "model"]
+
+    if not quantized:
+        module = DPOModule(Backbone(str(root / "base"), [str(junior)]), LoRA(r=4), TokenContract(), reference="frozen_adapter")
+        module.configure_model()
+        module.load_state_dict(trained, strict=False)
+        batch = collate.collate_rows(collate.encode_preference(module.tokenizer, module.tokens, preference_rows(4)), 0)
+        exported = target_logps(load_folder(tmp_path / "senior" / "model").model, batch)[0]
+        assert torch.allclose(target_logps(module.model.eval(), batch)[0], exported, atol=1e-4)
+        assert not torch.allclose(module.reference_logps(batch)[0], exported, atol=1e-2)
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_all_references_train_alike(root: Path, tmp_path: Path, lora: bool) -> None:
     weights = {}
@@ -256,6 +351,25 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_samples(root: Path
     config = recipe(root, "sft", optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}, model={"clip": None, "schedule": {"kind": "constant"}})
     with pytest.raises(SpeedlitError, match=r"step \d+: .*not changed. Samples of the step: s\d+"):
         fit(config, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_that_is_no_number_stops_the_run_and_poisons_nothing(root: Path, tmp_path: Path, kind: str) -> None:
+    """The loss is finite. The message names step, samples and checkpoint; the same command without the fault goes on from there as if nothing had been."""
+    straight, spoilt = tmp_path / "straight", tmp_path / "spoilt"
+    fit(recipe(root, kind, trainer={"max_epochs": 1}), straight, progress=False)
+    callbacks = [{"class_path": "tests.modules.killer.Spoiler", "init_args": {"step": 2}}, {"class_path": "Resume", "init_args": {"every_n_steps": 1}}]
+    with pytest.raises(SpeedlitError) as error:
+        fit(recipe(root, kind, trainer={"max_epochs": 1, "callbacks": callbacks}), spoilt, progress=False)
+    checkpoint = spoilt / "checkpoints" / "last.ckpt"
+    assert str(error.value).startswith("step 3: gradient norm nan; the weights were not changed. Samples of the step: ")
+    assert f"The last good checkpoint is {checkpoint}" in str(error.value)
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(torch.isfinite(weight).all() for weight in saved["state_dict"].values())
+    (spoilt / "fit-started.json").write_text((straight / "fit-started.json").read_text())  # the spoiler is not part of the recipe
+    assert fit(recipe(root, kind, trainer={"max_epochs": 1}), spoilt, progress=False)["steps"] == 4
+    assert (spoilt / "metrics.csv").read_text() == (straight / "metrics.csv").read_text()
 
 
 def test_an_adapter_that_gets_no_gradient_is_refused(tmp_path: Path) -> None:
