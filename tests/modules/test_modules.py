@@ -385,6 +385,13 @@ def test_an_adapter_that_gets_no_gradient_is_refused(tmp_path: Path) -> None:
         fit(config, tmp_path / "fit", progress=False)
 
 
+def test_an_adapter_that_is_not_finite_after_step_1_is_refused(root: Path, tmp_path: Path) -> None:
+    config = recipe(root, "sft", optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e60}}, model={"clip": None, "schedule": {"kind": "constant"}})
+    with pytest.raises(SpeedlitError, match=r"after step 1 0 adapters have not moved and 14 are not finite, such as .*lora_B"):
+        fit(config, tmp_path, progress=False)
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
 def test_attention_is_probed_on_the_module_that_trains(root: Path, tmp_path: Path) -> None:
     place = tiny_bert(tmp_path / "bert")
     config = recipe(root, "contrastive", model={"backbone": {"name": str(place), "attention": "causal"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,36 @@ def test_killed_fits_go_on_bit_for_bit(root: Path, straight: dict[str, Path], tm
         assert not (tmp_path / "fit.json").exists()
     assert in_child(fit, with_callbacks(config, None), tmp_path, progress=False) == 0
     assert outcome(tmp_path) == expected
+
+
+def kills(seed: int, micro: int) -> list[dict[str, Any]]:
+    """Four random moments in a run of two epochs with 4 steps each: before or after a save, or at any backward pass of a step."""
+    draw, done, out = random.Random(seed), 0, []
+    while len(out) < 4:
+        if draw.random() < 0.5:
+            passes = draw.randint(1, micro * min(3, 8 - done))
+            out.append({"after_backward": passes})
+            done += (passes - 1) // micro
+        else:
+            step, before = min(done + draw.randint(1, 3), 7), draw.random() < 0.5 and done < 7
+            out.append({"after_step": step, "before_save": before})
+            done = max(done, step - before)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_kills_and_other_worker_counts_change_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Each attempt has another number of loader workers. DPO reads log-probs that an attempt which was killed has precomputed."""
+    monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: "neither killer nor workers are part of the recipe")
+    model = {"reference": "precomputed"} if kind == "preference" else {"temperature": 0.05} if kind == "contrastive" else {}
+    assert in_child(fit, recipe(root, kind, model=dict(model)), tmp_path / "straight", progress=False) == 0
+    for table in (root / kind).glob("reference-*"):
+        table.unlink()
+    plan = kills(seed=5 + KINDS.index(kind), micro=1 if kind == "contrastive" else 2)
+    for number, kill in enumerate([*plan, None]):
+        config = recipe(root, kind, model=dict(model), data={"workers": (number + 1) % 3})
+        assert in_child(fit, with_callbacks(config, kill), tmp_path / "killed", progress=False) == (-9 if kill else 0), (number, kill)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "straight")
 
 
 def test_a_killed_full_fit_with_precomputed_reference_goes_on(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
