@@ -29,7 +29,7 @@ from speedlit.synthesis.commits import Commits
 from speedlit.synthesis.health import Health
 from speedlit.synthesis.journal import Event, Journal, request_key
 from speedlit.synthesis.pacing import Gate, Pace
-from speedlit.synthesis.wire import Answer, Endpoint, Outcome, Wire, chat_body
+from speedlit.synthesis.wire import SECRET, Answer, Endpoint, Outcome, Wire, chat_body
 
 BATCH = 32  # requests that are looked up and handed on together
 
@@ -219,8 +219,8 @@ class HTTPBackend:
             future.set_result(result)
 
     def _reply(self, request: Request, answer: Answer, cached: bool, error: str) -> Reply:
-        provenance = {"backend": "http", "role": self.role, "model": self.model}
-        return Reply(request.id, request.index, answer.text, answer.finish_reason, answer.tokens_in, answer.tokens_out, cached, error, provenance)
+        provenance, text = {"backend": "http", "role": self.role, "model": self.model}, self._wire.endpoint.clean(answer.text, SECRET)
+        return Reply(request.id, request.index, text, answer.finish_reason, answer.tokens_in, answer.tokens_out, cached, error, provenance)
 
     async def _ask(self, key: str, request: Request) -> None:
         """Ask one request until it has a usable answer, is refused, or the attempts are used up."""

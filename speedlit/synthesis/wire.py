@@ -154,7 +154,7 @@ class Endpoint:
         return {"api-key": self.key, "Authorization": openai.Omit()} if self.azure else {}
 
     def clean(self, text: str, least: int = 6) -> str:
-        """``text`` without the key, should a server echo it."""
+        """``text`` without the key, should a server echo it. JSON can spell it in more ways: what was decoded is cleaned once more."""
         if len(self.key) >= least:
             for spelling in self._spellings:
                 text = text.replace(spelling, "[key]")
@@ -203,7 +203,7 @@ class Wire:
             return Outcome(response.status_code, raw, "delivered_twice" if twice else "")
         except openai.APIStatusError as error:
             raw, headers = clean(error.response.text), error.response.headers
-            return Outcome(error.status_code, raw, error_code(raw) or f"status_{error.status_code}", retry_after(headers))
+            return Outcome(error.status_code, raw, clean(error_code(raw)) or f"status_{error.status_code}", retry_after(headers))
         except (asyncio.TimeoutError, openai.APITimeoutError):
             return Outcome(reason="timeout")
         except openai.APIConnectionError as error:
