@@ -1,80 +1,293 @@
-"""Measures of synthetic data: planted faults are alarmed, clean data raise nothing."""
+"""Measures of synthetic data: each planted defect is alarmed at 5 % of otherwise clean records, and clean records raise nothing."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from speedlit.records import Record
-from speedlit.synthesis.quality import Measures, fault_of, measure
+from speedlit.records import Generation, Preference, Record
+from speedlit.synthesis.filters import words
+from speedlit.synthesis.parsing import Rejected
+from speedlit.synthesis.quality import Answers, JudgeMeasures, Levels, Measures, fault_of, measure, merge, trend
+from speedlit.synthesis.quality.alarms import RULES, lines
+from speedlit.synthesis.quality.diversity import self_bleu
+from speedlit.synthesis.quality.faults import alike
+from speedlit.synthesis.quality.orders import bounds, branches
+from speedlit.synthesis.stages.common import to_record
+from speedlit.synthesis.templates import load_set
+from tests.synthesis.natural import Row, natural_rows, world_rows
 
-HEADS, TAILS = ("ka", "lo", "mi", "ne", "pu", "ra", "so", "ti", "vu", "ze"), ("ba", "dor", "fen", "gil", "hum", "jax", "kes", "lun", "mar", "nop")
-WORDS = [head + tail for head in HEADS for tail in TAILS]
-
-
-def text(rng: random.Random, low: int = 12, high: int = 30) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
-
-
-def records(count: int, seed: int = 0) -> list[Record]:
-    rng = random.Random(seed)
-    rows = []
-    for i in range(count):
-        query, positive, negative = text(rng, 5, 9), text(rng), text(rng)
-        if i % 2:
-            positive, negative = rng.choice(WORDS[:50]), rng.choice(WORDS[50:])
-            query = " ".join(word for word in text(rng).split() if word not in (positive, negative)) + " end"
-        kind = "classification" if i % 2 else "retrieval"
-        rows.append(Record(f"g{i}", f"p{i}", kind, "do", {"a": query, "b": positive, "c": negative}, query, positive, [negative]))
-    return rows
+SHARE = 0.05
+REFUSAL = "I'm sorry, but I can't assist with that request."
+SPANISH = "El perro de la vecina no quiere salir porque hace mucho frío y todavía no ha comido nada en toda la mañana según dicen"
 
 
-def test_clean_records_raise_no_alarm() -> None:
-    found = measure(records(400))
-    assert found["alarms"] == [], found
+@pytest.fixture(scope="module")
+def world() -> list[Row]:
+    return world_rows()
 
 
-def plant(rows: list[Record], kind: str, **over: object) -> list[Record]:
-    planted = 0
-    for i, row in enumerate(rows):
-        if row.kind == kind and planted < len(rows) // 20:
-            rows[i] = replace(row, **{name: value(row) if callable(value) else value for name, value in over.items()})
-            planted += 1
-    return rows
+@pytest.fixture(scope="module")
+def natural() -> list[Row]:
+    return natural_rows()
 
 
-PLANTED = {
-    "label_leak": ("classification", {"query": lambda r: f"{r.query} {r.positive.upper()}, she said"}),
-    "negative_like_positive": ("retrieval", {"negatives": lambda r: [r.positive + " more"]}),
-    "copied_query": ("retrieval", {"positive": lambda r: f"so {r.query} it is"}),
-    "duplicates": ("retrieval", {"fields": {"a": "the same"}}),
-    "meta_text": ("retrieval", {"fields": lambda r: {**r.fields, "b": r.positive + " [/INST]"}}),
-    "repaired": ("retrieval", {"parsed_by": "repaired"}),
+def measured(rows: list[Row], **levels: Any) -> dict[str, Any]:
+    measures = Measures(levels)
+    for record, prompt in rows:
+        measures.add(record, prompt)
+    return measures.result()
+
+
+def rewritten(record: Record, query: str | None = None, positive: str | None = None, negative: str | None = None) -> Record:
+    """Other texts in the same places."""
+    new = {record.query: query, record.positive: positive, **{n: negative for n in record.negatives}}
+    fields = {key: new[text] or text for key, text in record.fields.items()}
+    negatives = [negative or n for n in record.negatives]
+    return replace(record, fields=fields, query=query or record.query, positive=positive or record.positive, negatives=negatives)
+
+
+def like(record: Record, other: Record, more: str = "") -> Record:
+    """The texts of another record of the same kind."""
+    return rewritten(record, other.query, other.positive + more, other.negatives[0] if other.negatives else None)
+
+
+def turned(text: str) -> str:
+    tokens = text.rstrip(".").split()
+    return " ".join(tokens[len(tokens) // 2 :] + tokens[: len(tokens) // 2])
+
+
+def in_spanish(text: str) -> str:
+    """As long as ``text``."""
+    size = len(text.split())
+    return " ".join((SPANISH.split() * (size // 20 + 1))[:size])
+
+
+def elsewhere(row: Row, others: list[Row]) -> Record:
+    return next(record for record, prompt in others if prompt.kind == row[1].kind and prompt.topic != row[1].topic)
+
+
+def alongside(row: Row, others: list[Row]) -> Record:
+    return next(record for record, prompt in others if prompt.kind == row[1].kind and prompt.topic == row[1].topic)
+
+
+def opened(record: Record) -> Record:
+    return rewritten(record, f"In the heart of the old town, {record.query}")
+
+
+# what is wrong, in which records: alarm -> (which records can have it, the spoilt record; ``others`` are clean records in a random order)
+DEFECTS: dict[str, tuple[Callable[[Record], bool], Callable[[Row, list[Row]], Record]]] = {
+    "label_leak": (lambda r: r.kind == "classification", lambda row, _: rewritten(row[0], f"{row[0].query} So {row[0].positive.split()[-1].upper()}!")),
+    "negative_like_positive": (lambda r: r.kind in ("retrieval", "sts"), lambda row, _: rewritten(row[0], negative=turned(row[0].positive))),
+    "copied_query": (
+        lambda r: r.kind == "retrieval" and len(r.query.split()) > 4,
+        lambda row, _: rewritten(row[0], positive=f"Asked: {row[0].query} {row[0].positive}"),
+    ),
+    "top_opening": (lambda r: True, lambda row, _: opened(row[0])),
+    "meta_text": (lambda r: r.kind != "classification", lambda row, _: rewritten(row[0], positive=REFUSAL)),
+    "off_topic": (lambda r: r.kind == "retrieval", lambda row, others: like(row[0], elsewhere(row, others))),
+    "off_length": (lambda r: r.kind == "retrieval", lambda row, _: rewritten(row[0], positive=" ".join(row[0].positive.split()[:2]))),
+    "other_language": (lambda r: r.kind == "retrieval", lambda row, _: rewritten(row[0], positive=in_spanish(row[0].positive))),
+    "duplicates": (lambda r: r.kind == "sts", lambda row, others: like(row[0], alongside(row, others))),
+    "near_duplicates": (lambda r: r.kind == "retrieval", lambda row, others: like(row[0], alongside(row, others), " too")),
+}
+ALSO = {
+    "meta_text": {"top_opening"},  # a refusal is always the same
+    **dict.fromkeys(("off_topic", "duplicates", "near_duplicates"), {"off_length"}),  # texts under a prompt that asked for another length
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_fault_raises_its_alarm(name: str) -> None:
-    kind, over = PLANTED[name]
-    rows = plant(records(400), kind, **over)
-    if name == "repaired":
-        rows = plant(rows[::-1], "retrieval", **over)
-    assert name in measure(rows)["alarms"]
+def plant(rows: list[Row], names: list[str]) -> list[Row]:
+    """The rows in a random order, with each defect in 5 % of them that have no other."""
+    rng = random.Random("-".join(names))
+    clean = rng.sample(rows, len(rows))
+    out, free = list(clean), set(range(len(rows)))
+    for name in names:
+        fits, spoil = DEFECTS[name]
+        chosen = [i for i in sorted(free) if fits(clean[i][0])][: round(SHARE * len(rows))]
+        assert len(chosen) == round(SHARE * len(rows))
+        free -= set(chosen)
+        for k, i in enumerate(chosen):
+            others = chosen[k + 1 :] + chosen[:k] if name == "off_topic" else rng.sample(sorted(free), len(free))  # topics are exchanged
+            out[i] = (spoil(clean[i], [clean[j] for j in others]), clean[i][1])
+    return out
 
 
-def test_lengths_that_give_the_positive_away_raise_an_alarm() -> None:
-    rows = [replace(row, positive=row.positive + " and on and on", negatives=["no"]) for row in records(100)]
-    assert "length_auc" in measure(rows)["alarms"]
+def test_clean_records_raise_no_alarm(world: list[Row], natural: list[Row]) -> None:
+    for rows in (world, natural):
+        found = measured(rows)
+        assert found["alarms"] == [], found
+        assert {*RULES} - {*found} <= {name for name in RULES if name.startswith("judge_")} | {
+            "collapse", "dropped", "truncated", "unanswered", "other_language", "one_label_tasks",
+        }, "every other measure has a base"  # fmt: skip
+    assert "other_language" in found
 
 
-def test_no_records_no_figures() -> None:
+@pytest.mark.parametrize("name", [name for name in DEFECTS if name != "other_language"])
+def test_a_planted_defect_raises_its_alarm_and_no_other(name: str, world: list[Row]) -> None:
+    found = measured(plant(world, [name]))
+    assert name in found["alarms"] and set(found["alarms"]) <= {name, *ALSO.get(name, ())}, found
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_several_defects_at_once_are_told_apart(half: int, natural: list[Row]) -> None:
+    names = list(DEFECTS)[half::2]
+    found = measured(plant(natural, names))
+    also = {name for name in names for name in ALSO.get(name, ())}
+    assert set(names) <= set(found["alarms"]) and set(found["alarms"]) <= {*names, *also}, found
+    assert [line.split()[0] for line in lines(found)] == found["alarms"]
+
+
+def test_a_few_records_raise_no_alarm_by_chance(world: list[Row]) -> None:
+    rows = random.Random(3).sample(world, 12)
+    spoilt = [(DEFECTS["label_leak"][1](row, rows), row[1]) if i == next(j for j, r in enumerate(rows) if r[0].kind == "classification") else row
+              for i, row in enumerate(rows)]  # fmt: skip
+    found = measured(spoilt, label_leak=0.1)
+    assert found["label_leak"] > 0.1 and found["alarms"] == []
     assert measure([]) == {"records": 0, "alarms": []}
 
 
-def test_the_sample_is_bounded_and_the_share_of_copies_exact_in_the_mean() -> None:
-    rows = records(1500)
+def test_levels_are_the_users(world: list[Row]) -> None:
+    rows = plant(world, ["top_opening"])
+    assert measured(rows, top_opening=None)["alarms"] == measured(rows, top_opening=0.2)["alarms"] == []
+    assert set(RULES) == set(Levels.__dataclass_fields__), "each level has its rule"
+    assert all(f"        {name}: " in (Levels.__doc__ or "") for name in RULES), "and its line of help"
+
+
+def test_trivial_scorers_must_not_solve_the_triplets(world: list[Row]) -> None:
+    pairs = [(record, prompt) for record, prompt in world if record.kind == "retrieval"]
+    longer = [(rewritten(r, positive=r.positive + " or so it was", negative=r.negatives[0]), p) for r, p in pairs]
+    assert "length_auc" in measured(longer)["alarms"]
+    far = [(rewritten(r, negative=elsewhere((r, p), pairs[::-1]).negatives[0]), p) for r, p in pairs]
+    assert "bm25_auc" in measured(far)["alarms"], "negatives of other topics"
+    found = measured([(rewritten(r, f"{r.query} {i}x {i}y", f"{r.positive} {i}x {i}y"), p) for i, (r, p) in enumerate(pairs)])
+    assert {"own_positive_first", "bm25_auc"} <= set(found["alarms"]), "each query holds a word that only its own positive has"
+    # opposite faults of two kinds do not cancel out
+    mixed = [(rewritten(r, negative=r.negatives[0] + " or so it was"), p) if r.kind == "sts" else (r, p) for r, p in world if r.kind == "sts"] + longer
+    assert "length_auc" in measured(mixed)["alarms"]
+
+
+def test_too_few_instructions_and_labels(world: list[Row]) -> None:
+    rows = [(r, p) for r, p in world if r.kind == "classification"]
+    few = [(replace(r, instruction=f"tell {i % 15}"), replace(p, task=f"tell {i % 15}")) for i, (r, p) in enumerate(rows)]
+    assert "instructions" in measured(few)["alarms"]
+    same = [(rewritten(r, positive=f"kind {i % 4}", negative="none"), p) for i, (r, p) in enumerate(few)]
+    assert "top_label" in measured(same)["alarms"]
+    single = [(rewritten(r, positive=r.instruction, negative="none"), p) for r, p in few]
+    assert "one_label_tasks" in measured(single)["alarms"]
+    assert not {"instructions", "top_label", "one_label_tasks"} & set(measured(rows)["alarms"])
+
+
+def spoilt_answers(share: float, broken: list[tuple[str, str]]) -> Answers:
+    """What parsing makes of 2,000 answers of two kinds."""
+    templates, answers = load_set("mini"), Answers()
+    for i in range(2000):
+        record, prompt = WORLD[i % len(WORLD)]
+        text, reason = '{"user_query": "a", "positive_document": "b", "hard_negative_document": "c"}', "stop"
+        if i < share * 2000:
+            text, reason = broken[i % len(broken)]
+        try:
+            outcome = to_record(prompt, Generation(prompt.id, "s", i, text, reason), templates[prompt.kind]).parsed_by
+        except Rejected as rejection:
+            outcome = str(rejection)
+        answers.add(prompt.kind, "m", outcome)
+    return answers
+
+
+WORLD = [row for row in world_rows(22) if row[1].kind == "retrieval"][:4]
+BROKEN = {
+    "dropped": [("no record at all", "stop"), ('{"user_query": "a"}', "stop"), ("I'm sorry, no.", "stop")],
+    "repaired": [("{'user_query': 'a', positive_document: 'b', 'hard_negative_document': 'c',}", "stop")],
+    "truncated": [('{"user_query": "a", "positive_document": "b', "length")],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_answers(name: str) -> None:
+    assert spoilt_answers(0, []).result()["alarms"] == []
+    found = spoilt_answers(SHARE, BROKEN[name]).result()
+    assert found["alarms"] == [name] and found[name] == SHARE
+    assert sum(found["answers"]["retrieval, m"].values()) == 2000
+    if name == "dropped":
+        assert {key: found["answers"]["retrieval, m"][key] for key in ("parse", "schema", "refusal")} == {"parse": 34, "schema": 33, "refusal": 33}
+
+
+def judgements(rng: random.Random, best: Callable[[int, list[Record]], int], index_errors: float = 0.0, grades: int = 0) -> JudgeMeasures:
+    """2,000 rankings of five candidates. ``best`` names the winner, the loser is another one at random; with ``grades`` the first of the best
+    and the first of the worst are named."""
+    measures, pool = JudgeMeasures(), [record for record, _ in world_rows(44)]
+    for i in range(2000):
+        if i < index_errors * 2000:
+            measures.reject("index_out_of_range")
+            continue
+        shown = rng.sample(pool, 5)
+        scores = [float(rng.randrange(grades)) for _ in shown] if grades else []
+        if grades and max(scores) == min(scores):
+            measures.reject("tie")
+            continue
+        winner = scores.index(max(scores)) if grades else best(i, shown)
+        loser = scores.index(min(scores)) if grades else rng.choice([j for j in range(5) if j != winner])
+        measures.add(Preference("p", shown[winner].id, shown[loser].id, [r.id for r in shown], scores), shown)
+    return measures
+
+
+def test_a_noisy_judge() -> None:
+    rng = random.Random(5)
+    fair: Callable[[int, list[Record]], int] = lambda i, shown: rng.randrange(5)  # noqa: E731
+    assert judgements(rng, fair).result({"checked": 2000, "flipped": 100})["alarms"] == []
+    assert judgements(rng, fair, index_errors=SHARE).result()["alarms"] == ["judge_index_errors"]
+    assert judgements(rng, fair).result({"checked": 2000, "flipped": 260})["alarms"] == ["judge_flips"]
+    first = judgements(rng, lambda i, shown: 0 if i % 20 < 2 else rng.randrange(5)).result()
+    assert first["alarms"] == ["judge_position"] and first["places"]["best"][0] > 480
+    longest = judgements(rng, lambda i, shown: max(range(5), key=lambda j: sum(map(len, shown[j].fields.values()))))
+    assert "judge_longer" in longest.result()["alarms"]
+    assert judgements(rng, fair, grades=3).result()["alarms"] == [], "among candidates of equal score the first is as good as any"
+
+
+def test_collapse_from_one_generator_to_the_next(world: list[Row]) -> None:
+    before, few = measured(world[:600]), random.Random(1).sample(world, 40)
+    after = measured([(rewritten(few[i % 40][0], positive=f"{few[i % 40][0].positive} {i}"), p) for i, (_, p) in enumerate(world[:600])])
+    found = trend(before, after)
+    assert found["alarms"] == ["collapse"] and found["collapse"] > 0.1 and found["compared"] == 500
+    assert trend(before, measured(random.Random(2).sample(world, 600)))["alarms"] == []
+    assert trend(before, {"records": 5}) == {"alarms": []}
+
+
+def test_self_bleu_by_hand() -> None:
+    assert self_bleu([["a", "b", "c", "d", "e"]] * 3) == pytest.approx(1.0)
+    # against the other text: 2 of 5 words; 1 of 4 pairs; no triple, no run of four: half a hit each
+    assert self_bleu([list("abxyz"), list("abuvw")]) == pytest.approx((2 / 5 * 1 / 4 * 0.5 / 3 * 0.5 / 2) ** 0.25)
+
+
+def test_a_merged_result_keeps_the_last_figure_and_every_alarm() -> None:
+    first, second = {"records": 3, "repaired": 0.5, "alarms": ["repaired", "label_leak"]}, {"repaired": 0.0, "dropped": 0.3, "alarms": ["dropped"]}
+    assert merge(first, second) == {"records": 3, "repaired": 0.0, "dropped": 0.3, "alarms": ["label_leak", "dropped"]}
+
+
+def test_asked_lengths_are_read_from_the_knobs() -> None:
+    inf = float("inf")
+    asked = {"fewer than 10": (0, 10), "at least 50": (50, inf), "5 to 15 words": (5, 15), "3 facts": None, "English": None, 300: (300, inf), True: None}
+    assert {value: bounds(value) for value in asked} == asked
+
+
+def test_branches_of_topics() -> None:
+    topics = [f"Arts/Music/{i}" for i in range(8)] + ["Arts/Film/1", "Home/Garden"]
+    assert branches(topics) == ["Arts/Music"] * 8 + ["Arts", "Home"]
+
+
+def test_short_texts_may_differ_by_a_word() -> None:
+    red, blue = (words(f"there is a {colour} boat near the woods") for colour in ("red", "blue"))
+    assert not alike(red, blue, 0.8) and alike(red, red[::-1], 0.8)
+    long = [f"w{i}" for i in range(40)]
+    assert alike(long, [*long[:38], "x", "y"], 0.8) and not alike(long, [*long[:30], *"abcdefghij"], 0.8)
+
+
+def test_the_sample_is_bounded_and_the_share_of_copies_exact_in_the_mean(world: list[Row]) -> None:
+    rows = [record for record, _ in world[:1500]]
     rows += rows[:150]
     whole, small = Measures(), Measures(sample=500)
     for row in rows:
@@ -112,5 +325,5 @@ def test_a_gate_drops_what_its_measure_counts(gate: str) -> None:
 
 
 def test_a_negative_that_is_the_positive_never_passes() -> None:
-    row = records(1)[0]
+    row = Record("g", "p", "retrieval", "do", {"q": "a", "p": "b"}, "a", "b", ["c"])
     assert fault_of(replace(row, negatives=[row.positive]), {}) == "negative_equals_positive"

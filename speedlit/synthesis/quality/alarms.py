@@ -75,7 +75,7 @@ class Levels:
     judge_index_errors: float | None = 0.0
     judge_undecided: float | None = 0.5
     judge_flips: float | None = 0.1
-    judge_position: float | None = 0.001
+    judge_position: float | None = 0.01
     judge_longer: float | None = 0.2
 
 

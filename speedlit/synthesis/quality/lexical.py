@@ -24,13 +24,12 @@ K1, B = 1.2, 0.75  # the usual constants of BM25
 
 @lru_cache(maxsize=100_000)
 def pieces(word: str) -> tuple[int, ...]:
-    """Columns of a word and of its letter triples: ``boat`` and ``boats`` have most of them in common, in any language."""
-    padded = f"<{word}>"
-    return tuple(zlib.crc32(piece.encode()) % COLUMNS for piece in [word, *(padded[i : i + 3] for i in range(len(padded) - 2))])
+    """Columns of a word and of its beginning, which ``sailing`` and ``sailors`` have in common."""
+    return tuple(zlib.crc32(piece.encode()) % COLUMNS for piece in {word, word[:4] + "-"})
 
 
 def hashed(texts: Sequence[str]) -> np.ndarray[Any, Any]:
-    """One row of length 1 per text: hashed TF-IDF over words and letter triples, the weights from ``texts`` themselves."""
+    """One row of length 1 per text: hashed TF-IDF over words and their beginnings, the weights from ``texts`` themselves."""
     rows = np.zeros((len(texts), COLUMNS), np.float32)
     for row, text in zip(rows, texts, strict=True):
         columns = [column for word in words(text)[:LONGEST] for column in pieces(word)]

@@ -64,29 +64,30 @@ class Measures:
     def result(self) -> dict[str, Any]:
         """All measures by name, how many records there were, and the names of the alarms; a measure without a base is left out."""
         kept = [self._kept[key] for key in sorted(self._kept)]
-        records = [row.record for row in kept]
-        rows = [(row.record, row.prompt) for row in kept if row.prompt is not None]
         seen = sum(row.count for row in kept)
+        again = repeated(kept, seen)
+        records, every = [row.record for row in kept], [row.record for row in again]
+        rows, every_row = ([(row.record, row.prompt) for row in part if row.prompt is not None] for part in (kept, again))
         topic_auc, off_topic = orders.topic_drift(rows)
         figures = {
-            "label_leak": share([leaks_label(r) for r in records if r.kind == "classification"]),
-            "negative_like_positive": share([negative_is_like_positive(r) for r in records if r.negatives]),
+            "label_leak": share([leaks_label(r) for r in every if r.kind == "classification"]),
+            "negative_like_positive": share([negative_is_like_positive(r) for r in every if r.negatives]),
             "negative_is_a_positive": negative_is_a_positive(records),
-            "copied_query": share([copies_query(r) for r in records if r.kind != "classification"]),
+            "copied_query": share([copies_query(r) for r in every if r.kind != "classification"]),
             "own_positive_first": probes.own_positive_first(records),
             "duplicates": Figure(1 - len(kept) / seen, seen) if seen else None,
             "near_duplicates": diversity.near_duplicates(records),
-            "top_opening": diversity.top_opening(records),
-            "meta_text": share([has_meta_text(r) for r in records]),
-            "other_language": orders.other_language(rows),
+            "top_opening": diversity.top_opening(every),
+            "meta_text": share([has_meta_text(r) for r in every]),
+            "other_language": orders.other_language(every_row),
             "topic_auc": topic_auc,
             "off_topic": off_topic,
-            "off_length": orders.off_length(rows),
+            "off_length": orders.off_length(every_row),
             "length_follows": orders.length_follows(rows),
             "length_auc": probes.length_auc(records),
             "bm25_auc": probes.bm25_auc(records),
             "instructions": orders.instructions(rows),
-            "top_label": orders.top_label(records),
+            "top_label": orders.top_label(every),
             "one_label_tasks": orders.one_label_tasks(records),
             "repaired": Figure(self._repaired / self._count, self._count) if self._count else None,
         }
@@ -101,6 +102,12 @@ def measure(records: Iterable[Record], levels: Mapping[str, Any] | None = None) 
     for record in records:
         measures.add(record)
     return measures.result()
+
+
+def repeated(kept: list[Kept], seen: int) -> list[Kept]:
+    """Each text as often as it came, so that a refusal that came a hundred times weighs a hundred times; scaled down where that were too many."""
+    scale = min(1.0, 2 * len(kept) / seen) if seen else 1.0
+    return [row for row in kept for _ in range(max(1, round(row.count * scale)))]
 
 
 def text_hash(record: Record) -> int:

@@ -16,7 +16,8 @@ from speedlit.synthesis.quality.alarms import Figure
 from speedlit.synthesis.quality.lexical import hashed
 
 Rows = Sequence[tuple[Record, Prompt]]
-COMPARED = 2000  # records and topics of the drift measure
+COMPARED = 2000  # records of the drift measure
+BRANCH = 8  # records that make a branch of the topics
 FEW = 30  # records of a kind below which a correlation says nothing
 PER_TASK = 5  # records of a task from which its labels are counted
 SMALL_WORDS = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one you were all her
@@ -26,29 +27,44 @@ NUMBER = re.compile(r"\d+")
 
 
 def topic_drift(rows: Rows) -> tuple[Figure | None, Figure | None]:
-    """How surely records belong to their topic, by TF-IDF over words and letter triples.
+    """How surely records belong to their topic, by the words they share.
 
-    Each record is compared to its own topic (path and task sentence) and to those of all other topics of the sample.
+    A text seldom names its topic: one about tomatoes is filed under vegetables. So a branch of the topics is known by its paths, by the
+    task sentences, and by the words of its other records (never the record's own). Each record is compared to its branch and to all others.
 
     Returns:
-        The AUC (chance that the own topic is the closer one, ties half), and the share of records off topic: a record that has nothing to
-        do with its topic is as likely nearer as farther than the median of the others, so twice the share of those that are farther.
+        The AUC (chance that the own branch is the closer one, ties half), and the share of records off topic: a record that has nothing to
+        do with its branch is as likely nearer as farther than the middle of the others, so twice the share of those that are farther.
     """
     rows = rows[:COMPARED]
-    topics = list(dict.fromkeys((prompt.topic, prompt.task) for _, prompt in rows))
-    if len({path for path, _ in topics}) < 2:
+    names = branches([prompt.topic for _, prompt in rows])
+    places = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    if len(places) < 2:
         return None, None
-    place = {topic: i for i, topic in enumerate(topics)}
-    texts = ["\n".join(record.fields.values()) for record, _ in rows]
-    found = hashed(texts + [path if task == path else f"{path} {task}" for path, task in ((t[0].replace("_", " "), t[1]) for t in topics)])
-    cosines = found[: len(rows)] @ found[len(rows) :].T
-    mine = np.array([place[prompt.topic, prompt.task] for _, prompt in rows])
-    paths = np.array([path for path, _ in topics])
-    other = paths[None, :] != paths[mine][:, None]
-    own = cosines[np.arange(len(rows)), mine][:, None]
-    ranks = (((cosines < own) + 0.5 * (cosines == own)) * other).sum(1) / other.sum(1)
+    orders = [f"{prompt.topic.replace('_', ' ')} {prompt.task}" for _, prompt in rows]
+    found = hashed(["\n".join(record.fields.values()) for record, _ in rows] + orders)
+    texts, orders_at = found[: len(rows)], found[len(rows) :]
+    mine = np.array([places[name] for name in names])
+    profiles = np.zeros((len(places), texts.shape[1]), np.float32)
+    np.add.at(profiles, mine, texts)
+    np.add.at(profiles, mine, orders_at)
+    products, every = texts @ profiles.T, np.arange(len(rows))
+    squares = (profiles**2).sum(1)
+    own = products[every, mine]
+    without = (own - 1) / np.sqrt(np.maximum(squares[mine] - 2 * own + 1, 1e-9))  # the record itself taken out of its branch
+    cosines = products / np.sqrt(squares)
+    cosines[every, mine] = np.nan
+    nearer = (cosines < without[:, None]).sum(1) + 0.5 * (cosines == without[:, None]).sum(1)
+    ranks = nearer / (len(places) - 1)
     farther = float(((ranks < 0.5) + 0.5 * (ranks == 0.5)).mean())
     return Figure(float(ranks.mean()), len(rows)), Figure(min(2 * farther, 1.0), len(rows) // 2)
+
+
+def branches(topics: Sequence[str]) -> list[str]:
+    """For each topic the deepest beginning of its path that enough of the topics share."""
+    starts = [["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)] for parts in (topic.split("/") for topic in topics)]
+    counts = Counter(start for of_topic in starts for start in of_topic)
+    return [next((start for start in reversed(of_topic) if counts[start] >= BRANCH), of_topic[0]) for of_topic in starts]
 
 
 def bounds(value: Any) -> tuple[float, float] | None:
@@ -66,11 +82,16 @@ def bounds(value: Any) -> tuple[float, float] | None:
 def asked(prompt: Prompt) -> list[tuple[str, tuple[float, float]]]:
     """``("query" | "documents", bounds)`` for each knob about lengths: ``query_length``, and ``num_words`` of the texts it is asked for."""
     found = []
-    for knob, where in (("query_length", "query"), ("num_words", "query" if prompt.kind == "classification" else "documents")):
+    for knob, where in (("query_length", "query"), ("num_words", main_text(prompt.kind))):
         limits = bounds(prompt.knobs.get(knob))
         if limits:
             found.append((where, limits))
     return found
+
+
+def main_text(kind: str) -> str:
+    """Where the long texts of a kind are."""
+    return "query" if kind == "classification" else "documents"
 
 
 def texts_at(record: Record, where: str) -> list[str]:
@@ -79,14 +100,34 @@ def texts_at(record: Record, where: str) -> list[str]:
 
 
 def off_length(rows: Rows) -> Figure | None:
-    """Share of records with a text under half of the fewest words asked, or over twice the most: writers are never exact, so only gross misses count."""
-    hits = []
+    """Share of records with a text under half of the fewest words asked, or over twice the most: writers are never exact, so only gross misses count.
+
+    Where a prompt counts in facts (the mini set), the usual length of its kind and number of facts is what is asked.
+    """
+    usual, hits = usual_lengths(rows), []
     for record, prompt in rows:
         limits = asked(prompt)
+        if not limits and (key := facts(prompt)) in usual:
+            limits = [(main_text(prompt.kind), (usual[key], usual[key]))]
         if limits:
             sizes = [(len(words(text)), low, high) for where, (low, high) in limits for text in texts_at(record, where)]
             hits.append(any(size < low / 2 or size > 2 * high for size, low, high in sizes))
     return Figure(sum(hits) / len(hits), len(hits)) if hits else None
+
+
+def facts(prompt: Prompt) -> tuple[str, str] | None:
+    """Kind and asked number of facts, or None."""
+    number = NUMBER.search(str(prompt.knobs.get("facts", "")))
+    return (prompt.kind, number[0]) if number else None
+
+
+def usual_lengths(rows: Rows) -> dict[tuple[str, str] | None, float]:
+    """Median words per kind and asked number of facts, where there are enough records."""
+    found: dict[tuple[str, str] | None, list[int]] = defaultdict(list)
+    for record, prompt in rows:
+        if key := facts(prompt):
+            found[key] += [len(words(text)) for text in texts_at(record, main_text(prompt.kind))]
+    return {key: float(np.median(sizes)) for key, sizes in found.items() if len(sizes) >= FEW}
 
 
 def length_ratio(rows: Rows) -> float | None:
@@ -101,8 +142,7 @@ def length_follows(rows: Rows) -> Figure | None:
     for record, prompt in rows:
         number = NUMBER.search(str(prompt.knobs.get("num_words", prompt.knobs.get("facts", ""))))
         if number:
-            text = record.query if prompt.kind == "classification" else record.positive
-            by_kind[prompt.kind].append((int(number[0]), len(words(text))))
+            by_kind[prompt.kind].append((int(number[0]), len(words(texts_at(record, main_text(prompt.kind))[0]))))
     found, total = 0.0, 0
     for pairs in by_kind.values():
         numbers, sizes = zip(*pairs, strict=True)
@@ -120,9 +160,9 @@ def ranks(values: Sequence[int]) -> np.ndarray[Any, Any]:
 
 
 def other_language(rows: Rows) -> Figure | None:
-    """Share of records that were asked for in English (knob ``language``) and are not: letters of another script, or hardly any of English's
-    small words in a text of twenty words."""
-    hits = [not_english("\n".join(record.fields.values())) for record, prompt in rows if prompt.knobs.get("language") == "English"]
+    """Share of records that were asked for in English (knob ``language``) and hold a text that is not: letters of another script, or hardly
+    any of English's small words among twenty words."""
+    hits = [any(map(not_english, record.fields.values())) for record, prompt in rows if prompt.knobs.get("language") == "English"]
     return Figure(sum(hits) / len(hits), len(hits)) if hits else None
 
 
