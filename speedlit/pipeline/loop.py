@@ -20,6 +20,7 @@ from speedlit.pipeline.costs import ledger
 from speedlit.pipeline.preflight import ahead, preflight
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
+from speedlit.synthesis.quality.alarms import levels_of, of_stages
 
 IDENTITY = ("name", "seed", "base", "prompts")
 
@@ -248,14 +249,16 @@ def owned(root: Path, plain: dict[str, Any], shard: tuple[int, int] = (0, 1)) ->
 
 
 def summarise(root: Path, every: dict[str, Stage], plain: dict[str, Any], write: bool = True) -> dict[str, Any]:
-    """Per finished stage: seconds and ledger; what the data cost per accepted sample; and the tables that the evaluation stage made."""
+    """Per finished stage: seconds and ledger; what the data cost per accepted sample; all alarms; and the tables that the evaluation stage made."""
     finished: dict[str, Any] = {}
     for stage in every.values():
         manifest = stage.folder(root) / "manifest.json"
         if (stage.folder(root) / "_SUCCESS").exists() and manifest.exists():
             made = read_object(manifest, "seconds", "ledger")
             finished[stage.name] = {"seconds": made["seconds"], **made["ledger"]}
-    summary = {"stages": finished, "costs": ledger(finished, plain, root)}
+    levels = levels_of(plain.get("quality"))
+    alarms = [{"stage": stage, "of": of, "measure": name, "value": found[name]} for stage, of, found in of_stages(finished) for name in found["alarms"]]
+    summary = {"stages": finished, "costs": ledger(finished, plain, root), "alarms": alarms, "levels": levels}
     if "evaluation" in finished:
         summary.update(read_json(every["evaluation"].folder(root) / "tables.json"))
     if write:

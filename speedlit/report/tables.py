@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from speedlit.synthesis.quality.alarms import RULES, bound, of_stages
+
 
 @dataclass(frozen=True)
 class Table:
@@ -22,6 +24,8 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     out = [stage_table(summary["stages"])]
     if (costs := summary.get("costs")) and costs["accepted"]:
         out.append(cost_table(costs))
+    if measured := list(of_stages(summary["stages"])):
+        out += [measures_table(measured, summary["levels"]), answers_table(measured)]
     if quality := summary.get("quality"):
         out += [quality_table(quality), difference_table(quality)]
     if (embedders := summary.get("embedders")) is not None:
@@ -29,6 +33,7 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     return out
 
 
+FATES = ("strict", "repaired", "parse", "schema", "refusal", "truncated", "unanswered")
 COUNTED = ("calls", "generated", "tokens_in", "tokens_out")
 SOURCES = ("junior", "control", "senior", "refined", "teacher", "best")
 CHECKS = ("valid", "ontask", "length", "relevant", "hn_ok", "hn_hard", "nocopy", "plausible", "good", "score")
@@ -74,6 +79,26 @@ def amounts(row: dict[str, Any], each: bool = False) -> list[str]:
     digits = (4, 1, 6, 3) if each else (0, 0, 2, 1)
     values = (row.get(name) for name in ("calls", "tokens", "usd", "local_seconds"))
     return ["" if value is None else f"{value:,.{places}f}" for value, places in zip(values, digits, strict=True)]
+
+
+def measures_table(measured: list[tuple[str, str, dict[str, Any]]], levels: dict[str, Any]) -> Table:
+    """Every measure of the data of every stage; alarms are marked."""
+    columns = [(f"{stage} {of}" if of != stage else stage, found) for stage, of, found in measured if set(found) & set(RULES)]
+    rows = []
+    for name in (name for name in RULES if any(name in found for _, found in columns)):
+        cells = [f"{found[name]:g}{' !' if name in found['alarms'] else ''}" if name in found else "" for _, found in columns]
+        rows.append([name, *cells, bound(name, levels[name])])
+    note = "! = alarm: the figure's 95 % interval lies beyond the level. What each measure is, and what to do about it: docs/quality.md"
+    return Table("data quality", ["measure", *(name for name, _ in columns), "level"], rows, note)
+
+
+def answers_table(measured: list[tuple[str, str, dict[str, Any]]]) -> Table:
+    """What became of the answers, per kind and model."""
+    rows = []
+    for stage, of, found in measured:
+        for who, counts in found.get("answers", {}).items():
+            rows.append([f"{stage} {of}" if of != stage else stage, who, *(number(counts.get(fate, 0)) for fate in FATES)])
+    return Table("answers", ["stage", "kind, model", *FATES], rows, "parse: no JSON; schema: other keys or types than asked; truncated: cut by the token limit")
 
 
 def quality_table(quality: dict[str, Any]) -> Table:

@@ -95,6 +95,23 @@ def test_every_answer_is_a_record_or_a_rejection_with_a_reason(run: RUN) -> None
     assert len(rows(root, "synthesis", "generations-control", Generation)) == 8
 
 
+def test_what_was_measured_is_in_every_ledger_and_on_the_page(run: RUN) -> None:
+    from speedlit.report.page import page
+    from speedlit.synthesis.quality.alarms import levels_of, of_stages
+
+    _, contexts, _ = run
+    ledgers = {name: {"seconds": 1.0, **ctx.ledger.to_json()} for name, ctx in contexts.items()}
+    found = {(stage, of): measured for stage, of, measured in of_stages(ledgers)}
+    sources = [("synthesis", source) for source in ("senior", "junior", "control")] + [("dataset", s) for s in ("junior", "senior", "refined", "teacher")]
+    assert {("seed", "seed"), ("candidates", "junior"), ("preferences", "judge"), ("revisions", "critique"), ("refinement", "refined"), *sources} <= set(found)
+    assert found["seed", "seed"]["records"] + ledgers["seed"]["rejected"]["refusal"] == 30
+    assert sum(sum(counts.values()) for counts in found["candidates", "junior"]["answers"].values()) == 60
+    assert {"off_length", "dropped"} <= set(found["seed", "seed"]["alarms"]), "the scripted teacher counts no words, and refuses one time in eight"
+    text = page("x", {"stages": ledgers, "levels": levels_of(None)})
+    assert "<caption>data quality</caption>" in text and "judge_position" in text and " !</td>" in text and "at most 0.005" in text
+    assert "<caption>answers</caption>" in text and "retrieval, m" in text
+
+
 def test_preferences_and_revisions(run: RUN) -> None:
     root, contexts, _ = run
     records = {record.id: record for record in rows(root, "candidates", "records", Record)}

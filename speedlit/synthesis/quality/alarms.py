@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ RULES = {
     "judge_position": Rule("fewest", "the judge favours places"),
     "judge_longer": Rule("even", "the judge goes by length"),
 }
-BOUNDS = {"most": "at most", "exact": "at most", "least": "at least", "fewest": "at least", "even": "from 0.5 by no more than"}
+BOUNDS = {"most": "at most", "exact": "at most", "least": "at least", "fewest": "at least", "even": "off 0.5 by at most"}
 
 
 def wilson(value: float, n: int) -> tuple[float, float]:
@@ -176,10 +176,22 @@ def merge(*measured: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def of_stages(stages: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Stage, what was measured, and the result, from the ledgers of finished stages."""
+    for stage, ledger in stages.items():
+        for of, measured in ledger.get("notes", {}).get("quality", {}).items():
+            yield stage, of, measured
+
+
+def bound(name: str, level: float | None) -> str:
+    """A level in words; "" where it is switched off."""
+    return "" if level is None else f"{BOUNDS[RULES[name].how]} {level:g}"
+
+
 def lines(measured: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> list[str]:
     """One line per alarm: the measure, its figure, its level, and what it means."""
     levels = levels_of(settings)
-    return [f"{name} {measured[name]:g} (level: {BOUNDS[RULES[name].how]} {levels[name]:g}): {RULES[name].says}" for name in measured.get("alarms", ())]
+    return [f"{name} {measured[name]:g} (level: {bound(name, levels[name])}): {RULES[name].says}" for name in measured.get("alarms", ())]
 
 
 def show(label: str, measured: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:

@@ -194,8 +194,10 @@ def sample(ctx: Context, role: str, source: str, asked: Iterable[tuple[Prompt, R
 
 
 def note_quality(ctx: Context, source: str, *measured: dict[str, Any]) -> None:
-    """Put what was measured into the ledger and show its alarms."""
+    """Put what was measured into the ledger and show its alarms; nothing is said where there was nothing to measure."""
     found = merge(*measured)
+    if len(found) == 1:
+        return
     ctx.ledger.notes.setdefault("quality", {})[source] = found
     show(f"{ctx.name}, {source}" if source != ctx.name else source, found, ctx.config.get("quality"))
 

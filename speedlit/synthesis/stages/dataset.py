@@ -24,9 +24,10 @@ from speedlit.progress import Progress
 from speedlit.records import Prompt, Record, Task, Triplet, read_rows
 from speedlit.synthesis.filters import ContaminationFilter, texts_in
 from speedlit.synthesis.lines import Lines, Stretch, number, rows, spelled, stretches
-from speedlit.synthesis.quality import Measures
+from speedlit.synthesis.quality import Measures, trend
 from speedlit.synthesis.quality.measures import SAMPLE
 from speedlit.synthesis.sieve import CONTAMINATED, Sieve, Sieved, Table, sift, spilled
+from speedlit.synthesis.stages.common import note_quality
 from speedlit.workers import in_order
 
 FILES = {
@@ -37,6 +38,7 @@ FILES = {
     "teacher": ("seed", "records.jsonl"),
 }
 MAIN = "refined"  # what the loop is for
+COLLAPSES = (("junior", "senior"), ("senior", "refined"))  # between which sources texts may become alike
 PART = 16 << 20  # bytes of records in one chunk of the shards
 WORK = Path("work", "sieve")  # below the stage's folder
 NAMED = 100  # contaminated records that the ledger names; dropped.jsonl names all
@@ -63,9 +65,14 @@ def run(ctx: Context) -> None:
     limit = min((limit for limit in limits if limit), default=None)
     for source, sieved in found.items():
         table = sieved.table[sieved.kept][:limit]
-        ctx.ledger.notes[source] = {"records": len(sieved.kept), "triplets": len(table), "quality": quality(ctx, source, table)}
+        ctx.ledger.notes[source] = {"records": len(sieved.kept), "triplets": len(table)}
+        note_quality(ctx, source, quality(ctx, source, table))
         write(ctx, source, table)
         ctx.ledger.accepted += len(table)
+    measured = ctx.ledger.notes["quality"]
+    for before, after in COLLAPSES:
+        if before in measured and after in measured:
+            note_quality(ctx, f"{after} after {before}", trend(measured[before], measured[after], ctx.config.get("quality")))
     remove(work)
 
 
