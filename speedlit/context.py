@@ -122,7 +122,7 @@ class Context:
         likelihood: ``likelihood(role, prompts, answers)`` gives the log-probability of each answer under a trained generator.
         shard: ``(i, n)``: this process does the i-th of n parts.
         root: the run's root folder.
-        backend: ``backend(role)`` gives the writer for ``teacher``, ``junior``, ``senior``, ``control`` or ``revisor``.
+        backend: ``backend(role)`` gives the writer for ``teacher`` (``batches``: by its Batch API), ``junior``, ``senior``, ``control`` or ``revisor``.
         checker: posts JSON to the teacher's exact checker and returns its JSON, or None where there is no such checker.
     """
 

@@ -89,6 +89,10 @@ class Teacher:
 
     Args:
         model: model name sent with each request.
+        mode: ``live`` asks at once; ``batch`` hands seed, preferences and revisions to the Batch API: cheaper, answered within a day. Both share
+            the journal.
+        batch_poll: seconds between two looks at the batches under way.
+        batch_requests: most requests in one batch (OpenAI takes 50,000).
         base_url: endpoint, a query such as ``?api-version=...`` included; null honours ``OPENAI_BASE_URL`` and falls back to OpenAI's own.
         embedded: settings of the embedded teacher, started by the run itself unless an endpoint is named; null: never.
         concurrency: requests in flight.
@@ -103,6 +107,9 @@ class Teacher:
     """
 
     model: str = "gpt-4o-2024-05-13"
+    mode: str = "live"
+    batch_poll: float = 60.0
+    batch_requests: int = 20_000
     base_url: str | None = None
     embedded: Embedded | None = None
     concurrency: int = 16
@@ -433,6 +440,12 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         limit = getattr(config.filters, name)
         if limit is not None and not 0 < limit <= 1:
             bad.append(f"filters.{name} is {limit}; it must lie between 0 and 1, or be null to keep such records")
+    if config.teacher.mode not in ("live", "batch"):
+        bad.append(f"teacher.mode is {config.teacher.mode!r}; choose live or batch")
+    if config.teacher.batch_poll <= 0:
+        bad.append(f"teacher.batch_poll is {config.teacher.batch_poll}; it must be above 0 seconds")
+    if not 1 <= config.teacher.batch_requests <= 50_000:
+        bad.append(f"teacher.batch_requests is {config.teacher.batch_requests}; it must lie between 1 and 50000")
     if config.judge_swap not in (None, "drop", "keep"):
         bad.append(f"judge_swap is {config.judge_swap!r}; choose drop, keep or null")
     if config.sampling.structured and find_spec("xgrammar") is None:

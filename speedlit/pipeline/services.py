@@ -11,13 +11,17 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speedlit.context import Backend
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.pipeline.config import RunConfig
 from speedlit.synthesis.budget import Budget
 from speedlit.synthesis.journal import journal_file
+
+if TYPE_CHECKING:
+    from speedlit.synthesis.batch import BatchBackend
+    from speedlit.synthesis.client import HTTPBackend
 
 FOLDERS = {"junior": "04-junior/model", "senior": "07-senior/model", "control": "07-senior/control/model", "revisor": "09-revisor/model"}
 
@@ -61,15 +65,24 @@ class Services:
         Raises:
             UsageError: unknown role, or its stage has no finished model.
         """
-        backend = self._teacher() if role == "teacher" else self._generator(role)
+        backend = self._teacher(role) if role in ("teacher", "batches") else self._generator(role)
         self._open.append(backend)
         return backend
 
-    def _teacher(self) -> Backend:
+    def _teacher(self, role: str) -> Backend:
+        backend = self._live() if role == "teacher" else self._batches()
+        if not self.config.teacher.structured:
+            return backend
+        from speedlit.synthesis.structured import Structured
+
+        prober = backend if role == "teacher" else self._live()  # one question of a moment, not of a day
+        return Structured(backend, prober, backend.name)
+
+    def _live(self) -> HTTPBackend:
         from speedlit.synthesis.client import HTTPBackend
 
         teacher = self.config.teacher
-        live = HTTPBackend(
+        return HTTPBackend(
             base_url=self.url(),
             model=teacher.model,
             journal=self.journal,
@@ -81,11 +94,21 @@ class Services:
             tokens_per_minute=teacher.tokens_per_minute,
             budget=self.budget(),
         )
-        if not teacher.structured:
-            return live
-        from speedlit.synthesis.structured import Structured
 
-        return Structured(live, live, live.name)
+    def _batches(self) -> BatchBackend:
+        from speedlit.synthesis.batch import BatchBackend
+
+        teacher = self.config.teacher
+        return BatchBackend(
+            base_url=self.url(),
+            model=teacher.model,
+            journal=self.journal,
+            poll=teacher.batch_poll,
+            requests=teacher.batch_requests,
+            timeout=teacher.timeout,
+            retries=teacher.retries,
+            budget=self.budget(),
+        )
 
     def budget(self) -> Budget:
         """The caps of the run over all of its processes; one object for all stages."""

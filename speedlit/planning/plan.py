@@ -122,7 +122,7 @@ class Planner:
         answer = EDITS if self.config.revision == "edits" else self.local.record
         return [
             self.brainstorm(),
-            self.asked("seed", c.seed, paid.prompt, paid.record),
+            self.asked("seed", c.seed, paid.prompt, paid.record, self.batched()),
             self.fit("junior", c.seed, self.local.prompt + self.local.record),
             self.generated("candidates", c.root * c.candidates, self.local.prompt, self.local.record),
             self.asked("preferences", asked * rankings, paid.judge, REASON + 4 * c.candidates, self.batched()),
@@ -136,7 +136,7 @@ class Planner:
 
     def batched(self) -> float:
         """What the Batch API charges of the price, where it is used."""
-        return self.price.batch if self.price and getattr(self.config.teacher, "mode", "live") == "batch" else 1.0
+        return self.price.batch if self.price and self.config.teacher.mode == "batch" else 1.0
 
     def brainstorm(self) -> Need:
         """Task brainstorming, which the paper leaves out of its accounting."""

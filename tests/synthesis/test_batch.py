@@ -6,18 +6,23 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speedlit.context import Request, Sampling
-from speedlit.errors import SpeedlitError
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.pipeline.config import parse
+from speedlit.pipeline.services import Services
 from speedlit.synthesis import batch, batchbook, batchwire
 from speedlit.synthesis.batch import BatchBackend
 from speedlit.synthesis.budget import Budget, Price
 from speedlit.synthesis.client import HTTPBackend
 from speedlit.synthesis.journal import Journal
+from speedlit.synthesis.structured import Structured
+from tests.synthesis import scripted
 from tests.synthesis.batchserver import BatchServer
 from tests.synthesis.server import Fault, Server
 
@@ -278,6 +283,44 @@ def test_kill_9_at_any_step_loses_nothing_and_pays_nothing_twice(tmp_path: Path)
         if codes[0] == 0:
             break
     assert codes[0] == 0 and points >= 9 and deaths > points
+
+
+# ---- stages -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_in_batches_gives_what_it_gives_live(tmp_path: Path) -> None:
+    with Server(scripted.answer) as live, BatchServer(scripted.answer) as server:
+        scripted.run_until("preferences", tmp_path / "live", live)
+        for name in ("seed", "preferences"):
+            ctx = scripted.context(name, tmp_path / "batch", live, teacher={**scripted.CONFIG["teacher"], "mode": "batch"})
+            ctx.inputs = {stage: tmp_path / "live" / stage for stage in ctx.inputs}
+            made = {"batches": backend(server, tmp_path / "batch" / "journal.sqlite", requests=8)}
+            ctx.backend = made.__getitem__
+            import_module(f"speedlit.synthesis.stages.{name}").run(ctx)
+            made["batches"].close()
+            assert ctx.ledger.notes["mode"] == "batch", "what the ledger of costs goes by"
+            file = {"seed": "records", "preferences": "preferences"}[name] + ".jsonl"
+            assert (tmp_path / "batch" / name / file).read_bytes() == (tmp_path / "live" / name / file).read_bytes()
+        assert len(server.batches) > 5
+        ctx = scripted.context("tasks", tmp_path / "batch", live, teacher={**scripted.CONFIG["teacher"], "mode": "batch"})
+        ctx.inputs = {stage: tmp_path / "live" / stage for stage in ctx.inputs}
+        import_module("speedlit.synthesis.stages.tasks").run(ctx)
+        assert "mode" not in ctx.ledger.notes, "brainstorming stays live: everything waits for it"
+
+
+def test_the_config_makes_the_backend(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("teacher: {mode: batch, batch_poll: 5, batch_requests: 77, structured: true, base_url: http://127.0.0.1:9/v1}\n")
+    with Services(parse(str(file)), tmp_path) as services:
+        made = services.backend("batches")
+        assert isinstance(made, Structured) and isinstance(made.prober, HTTPBackend) and isinstance(made.inner, BatchBackend)
+        assert (made.inner.poll, made.inner.requests, made.inner.journal.path) == (5.0, 77, tmp_path / "journal.sqlite")
+        live = services.backend("teacher")
+        assert isinstance(live, Structured) and live.inner is live.prober
+    for text, said in (("mode: batches", "choose live or batch"), ("batch_requests: 60000", "between 1 and 50000"), ("batch_poll: 0", "above 0 seconds")):
+        file.write_text(f"teacher: {{{text}}}\n")
+        with pytest.raises(UsageError, match=said):
+            parse(str(file))
 
 
 # ---- shards and budget --------------------------------------------------------------------------------------------------------------

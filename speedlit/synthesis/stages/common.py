@@ -27,6 +27,7 @@ from speedlit.synthesis.schemas import record_schema
 from speedlit.synthesis.templates import Template, derived_seed, load_set
 
 CHUNK = 1024
+BATCHED = ("seed", "preferences", "revisions")  # stages that ``teacher.mode: batch`` is for: many requests that wait for nothing
 COUNTS = {"synthetic": "synthesis"}  # uses whose count has another name in the config
 T = TypeVar("T")
 Asked = tuple[T, Request]  # a question, with whatever its answer will be needed for
@@ -57,8 +58,11 @@ def _share(ctx: Context, role: str, total: int) -> int:
 
 def _ask_teacher(ctx: Context, asked: Iterable[Asked[T]]) -> Iterator[tuple[T, Request, Reply]]:
     mine = ctx.mine(asked)
+    in_batches = ctx.config["teacher"].get("mode") == "batch" and ctx.name in BATCHED
+    if in_batches:
+        ctx.ledger.notes["mode"] = "batch"
     for first in itertools.islice(mine, 1):  # a shard without a share needs no backend
-        yield from _answered(itertools.chain([first], mine), ctx.backend("teacher"))
+        yield from _answered(itertools.chain([first], mine), ctx.backend("batches" if in_batches else "teacher"))
 
 
 def _answered(asked: Iterable[Asked[T]], backend: Backend) -> Iterator[tuple[T, Request, Reply]]:
