@@ -30,7 +30,8 @@ class Need:
 
     Attributes:
         calls: questions to the teacher; ``generated``: answers of local models.
-        usd: for the teacher; ``device_usd``: for ``hours`` of all devices.
+        usd: for the teacher.
+        hours: with all devices at work; ``device_hours`` and ``device_usd`` of them together.
         memory: bytes on one device, by part.
         note: the formula, and what was assumed.
     """
@@ -43,6 +44,7 @@ class Need:
     usd: float | None = 0.0
     flops: float = 0.0
     hours: float = 0.0
+    device_hours: float = 0.0
     device_usd: float | None = 0.0
     memory: dict[str, float] = field(default_factory=dict)
     note: str = ""
@@ -166,7 +168,7 @@ class Planner:
         tokens_in, tokens_out = answers * size, answers * answer
         hours = tokens_out / (assumed.tokens_per_second * assumed.devices) / 3600
         work = 2 * shape.parameters * (tokens_in + tokens_out) if shape else 0.0
-        return Need(stage, 0, answers, tokens_in, tokens_out, 0.0, work, hours, self.rent(hours), note=f"{size:,.0f} + {answer:,.0f} tokens an answer; 2NT")
+        return Need(stage, 0, answers, tokens_in, tokens_out, 0.0, work, *self.rent(hours), note=f"{size:,.0f} + {answer:,.0f} tokens an answer; 2NT")
 
     def fit(self, stage: str, samples: int, tokens: float, fits: int = 1, base: str | None = None, spread: int = 0) -> Need:
         """``fits`` trainings of one recipe over samples of ``tokens`` tokens each."""
@@ -179,7 +181,7 @@ class Planner:
         hours = work / (self.config.plan.tflops * 1e12 * self.config.plan.utilisation * self.config.plan.devices) / 3600
         many = f"{fits} fits of " if fits > 1 else ""
         note = f"{many}{steps:,} steps, {tokens:,.0f} tokens a sample; {found.formula}"
-        return Need(stage, 0, 0, 0, 0, 0.0, work, hours, self.rent(hours), memory(shape, found) if shape else {}, note)
+        return Need(stage, 0, 0, 0, 0, 0.0, work, *self.rent(hours), memory(shape, found) if shape else {}, note)
 
     def embedder(self) -> Need:
         """The embedder, and those of the comparison of sources."""
@@ -189,10 +191,10 @@ class Planner:
         fits = 1 + extra - (1 if "refined" in self.config.comparison.sources and extra else 0)
         return self.fit("embedder", self.samples(), tokens, fits, self.config.embedder_base, spread=2 + round(negatives))
 
-    def rent(self, hours: float) -> float | None:
-        """USD for all devices."""
-        rate = self.config.plan.usd_per_hour
-        return None if rate is None else hours * self.config.plan.devices * rate
+    def rent(self, hours: float) -> tuple[float, float, float | None]:
+        """Hours, hours of all devices together, and their rent in USD."""
+        rate, together = self.config.plan.usd_per_hour, hours * self.config.plan.devices
+        return hours, together, None if rate is None else together * rate
 
     # ---- words ------------------------------------------------------------------------------------------------------------------
 
@@ -259,7 +261,7 @@ def totals(needs: list[Need]) -> dict[str, Any]:
     paid = [need for need in needs if need.calls]
     counted = [need for need in paid if need.stage != "tasks"]
     total: dict[str, Any] = {name: sum(getattr(n, name) or 0 for n in paid) for name in ("calls", "tokens_in", "tokens_out", "usd")}
-    total |= {name: sum(getattr(n, name) or 0 for n in needs) for name in ("generated", "flops", "hours", "device_usd")}
+    total |= {name: sum(getattr(n, name) or 0 for n in needs) for name in ("generated", "flops", "hours", "device_hours", "device_usd")}
     total["device_usd"] = None if any(n.device_usd is None for n in needs) else total["device_usd"]
     total["usd"] = None if any(n.usd is None for n in counted) else total["usd"]
     total["without_brainstorming"] = {"calls": sum(n.calls or 0 for n in counted), "tokens": sum((n.tokens_in or 0) + (n.tokens_out or 0) for n in counted)}

@@ -32,12 +32,18 @@ def local(found: dict[str, Any]) -> Table:
         if s["calls"] == 0:
             parts = s["memory"]
             memory = [f"{parts[name] / 1e9:,.2f}" if parts else "" for name in ("weights", "gradients", "optimizer", "activations", "total")]
-            rows.append([s["stage"], count(s["generated"]), f"{s['flops']:.2e}", f"{s['hours']:,.2f}", rent(s["device_usd"]), *memory, s["note"]])
-    total = found["total"]
-    rows.append(["all", count(total["generated"]), f"{total['flops']:.2e}", f"{total['hours']:,.2f}", rent(total["device_usd"]), *[""] * 6])
-    head = ["stage", "answers", "FLOPs", "hours", "USD", "weights GB", "gradients", "optimizer", "activations", "sum", "how"]
-    note = "hours on all devices together; memory of one device that holds the whole model, at full length; N parameters, A of the adapter, T tokens"
+            rows.append([s["stage"], *work(s), *memory, s["note"]])
+    rows.append(["all", *work(found["total"]), *[""] * 6])
+    head = ["stage", "answers", "FLOPs", "hours", "GPU hours", "USD", "weights GB", "gradients", "optimizer", "activations", "sum", "how"]
+    note = "hours: with all devices at work; GPU hours: of all devices together; memory: one device that holds the whole model, at full length. "
+    note += "N parameters, A of the adapter, T tokens"
     return Table("generation and training", head, rows, note)
+
+
+def work(row: dict[str, Any]) -> list[str]:
+    """Answers, FLOPs, hours, hours of all devices, and their rent (blank where none is named)."""
+    usd = "" if row["device_usd"] is None else money(row["device_usd"])
+    return [count(row["generated"]), f"{row['flops']:.2e}", f"{row['hours']:,.2f}", f"{row['device_hours']:,.1f}", usd]
 
 
 def beside(found: dict[str, Any]) -> Table:
@@ -69,7 +75,3 @@ def money(value: float | None) -> str:
     """USD, a question mark for unknown."""
     return "?" if value is None else f"{value:,.2f}"
 
-
-def rent(value: float | None) -> str:
-    """USD of devices, blank where no rent is named."""
-    return "" if value is None else f"{value:,.2f}"

@@ -166,6 +166,30 @@ def test_two_processes_share_one_cap(tmp_path: Path) -> None:
     assert min(len(out.splitlines()) for out in outs) > 20, "one process took it all"
 
 
+def test_looking_and_writing_are_one_step_for_all_processes(tmp_path: Path) -> None:
+    """Two that look at the same moment must not both find room for the last call."""
+    refused: list[Event] = []
+
+    def ask(index: int) -> None:
+        journal = Journal(tmp_path / f"journal-0000{index}-of-00002.sqlite")
+        budget = Budget(tmp_path, {"calls": 1}, PRICES, journal.path)
+
+        def slowly(events: Any) -> None:
+            time.sleep(0.3)
+            journal.append(events)
+
+        refused.extend(budget.admit([Event(f"k{index}", "sent", tokens_in=1, tokens_out=1, detail="m")], slowly))
+        budget.close()
+        journal.close()
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(refused) == 1
+
+
 def test_the_account_by_hand(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
 
