@@ -43,7 +43,7 @@ def local(found: dict[str, Any]) -> Table:
 def work(row: dict[str, Any]) -> list[str]:
     """Answers, FLOPs, hours, hours of all devices, and their rent (blank where none is named)."""
     usd = "" if row["device_usd"] is None else money(row["device_usd"])
-    return [count(row["generated"]), f"{row['flops']:.2e}", f"{row['hours']:,.2f}", f"{row['device_hours']:,.1f}", usd]
+    return [count(row["generated"]), f"{row['flops']:.2e}", hours(row["hours"]), hours(row["device_hours"]), usd]
 
 
 def beside(found: dict[str, Any]) -> Table:
@@ -59,6 +59,11 @@ def beside(found: dict[str, Any]) -> Table:
         rows.append(["E5-Mistral, for as many", count(many["calls"]), count(many["tokens"]), count(found["accepted"]), ratio(many, found["accepted"])])
     usd = "" if e5["for_as_many"]["usd"] is None else f"E5-Mistral's way, for as many at this teacher's price: {money(e5['for_as_many']['usd'])} USD"
     return Table("beside it", ["", "calls", "tokens", "samples", "calls and tokens a sample"], rows, usd)
+
+
+def hours(value: float) -> str:
+    """Hours; more digits for a run of minutes."""
+    return f"{value:,.1f}" if value >= 10 else f"{value:,.3f}"
 
 
 def ratio(row: dict[str, Any], samples: int) -> str:
