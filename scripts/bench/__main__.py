@@ -1,62 +1,115 @@
 """Side by side with peers: ratios from one interleaved run (A B A B ...), medians, on the same model, data and threads.
 
-    python -m scripts.bench              # all rows
-    python -m scripts.bench --rounds 3 --rows sft generation
+    python -m scripts.bench                          # all rows, docs/benchmarks.json
+    python -m scripts.bench --rows sft dpo --rounds 1 --no-memory
 
-Absolute figures of a shared machine mean little; the ratio is the result. The model is the demo's packaged base.
+Each peer is first tried in every configuration that might be its fastest, and the fastest is measured against ours. Absolute
+figures of a shared machine mean little; the ratio is the result. Peak memory is that of a process of its own for each side.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+import warnings
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+for name, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}.items():
+    os.environ.setdefault(name, value)
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from scripts.bench.client import client
-from scripts.bench.generation import generation
-from scripts.bench.sft import sft
-
-ROWS: dict[str, Callable[[Path], tuple[str, str, Callable[[], float], Callable[[], float]]]] = {"generation": generation, "sft": sft, "client": client}
+from scripts.bench.memory import peak
+from scripts.bench.row import Row
+from scripts.bench.rows import MEMORY, ROWS
+from speedlit.models.flops import gemm_rate
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each side, after one that does not count")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--rounds", type=int, help="measured rounds of each side, after one that does not count (default: the row's own)")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--json", type=Path, default=Path("docs/benchmarks.json"), help="write the figures here")
     args = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.rows:
-            unit, peer, ours, theirs = ROWS[name](Path(folder))
-            pairs = [(ours(), theirs()) for _ in range(args.rounds + 1)][1:]
-            ratios = [a / b for a, b in pairs]
-            a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
-            ratio = {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-            results.append({"row": name, "unit": unit, "peer": peer, "ours": a, "theirs": b, **ratio})
-            print(f"{name}: {ratio['ratio']:.2f}x", file=sys.stderr)
-    table = Table(title=f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, median of {args.rounds} rounds", title_justify="left")
-    for head in ("what", "unit", "speedlit", "peer", "peer's", "ratio [min, max]"):
+            start = time.perf_counter()
+            results.append({"row": name, **measure(name, ROWS[name](Path(folder)), args.rounds)})
+            if name in MEMORY and not args.no_memory:
+                results[-1] |= memory(name, results[-1]["config"])
+            results[-1]["seconds"] = round(time.perf_counter() - start)
+            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    show(results)
+    machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "bf16_gemm_gflops": gemm_rate("cpu", torch.bfloat16) / 1e9, "versions": versions()}
+    args.json.write_text(json.dumps({"machine": machine, "rows": results}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(name: str, row: Row, rounds: int | None) -> dict[str, Any]:
+    """Find the peer's fastest configuration, then measure it against ours in turn."""
+    tried: dict[str, float] = {}
+    if len(row.theirs) > 1:
+        for config, side in row.theirs.items():
+            tried[config] = round(side(), 2)
+            print(f"  {name}: {row.peer}, {config}: {tried[config]} {row.unit}", file=sys.stderr, flush=True)
+    best = max(tried, key=tried.__getitem__) if tried else next(iter(row.theirs))
+    row.ours()
+    pairs = [(row.ours(), row.theirs[best]()) for _ in range(rounds or row.rounds)]
+    ratios = [ours / theirs for ours, theirs in pairs]
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    found = {"unit": row.unit, "peer": row.peer, "config": best, "tried": tried, "ours": round(ours, 3), "theirs": round(theirs, 3)}
+    found |= {"ratio": round(statistics.median(ratios), 2), "low": round(min(ratios), 2), "high": round(max(ratios), 2)}
+    if row.flops:
+        rate = gemm_rate("cpu", torch.bfloat16)
+        found |= {"share": round(ours * row.flops / rate, 3), "share_theirs": round(theirs * row.flops / rate, 3)}
+    return found
+
+
+def memory(name: str, config: str) -> dict[str, Any]:
+    """Peak MiB of both sides in a process of their own."""
+    ours, theirs = (peak(name, side, torch.get_num_threads())["peak"] for side in ("ours", config))
+    return {"memory": round(ours), "memory_theirs": round(theirs), "memory_ratio": round(ours / theirs, 2)}
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """The table."""
+    table = Table(title=f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, {cpu()}", title_justify="left")
+    for head in ("row", "unit", "speedlit", "peer in its fastest configuration", "peer's", "ratio [min, max]", "of bf16 GEMM", "MiB", "of peer's"):
         table.add_column(head)
     for r in results:
-        table.add_row(r["row"], r["unit"], f"{r['ours']:.1f}", r["peer"], f"{r['theirs']:.1f}", f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
-    Console(width=140).print(table)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return 0
+        share = f"{r['share']:.0%} / {r['share_theirs']:.0%}" if "share" in r else ""
+        size, part = (f"{r['memory']}", f"{r['memory_ratio']:.2f}") if "memory" in r else ("", "")
+        ratio = f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+        table.add_row(r["row"], r["unit"], f"{r['ours']:.1f}", f"{r['peer']}: {r['config']}", f"{r['theirs']:.1f}", ratio, share, size, part)
+    Console(width=160).print(table)
+
+
+def cpu() -> str:
+    """Name of the processor."""
+    lines = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{len(lines)} x {lines[0]}" if lines else platform.processor()
+
+
+def versions() -> dict[str, str]:
+    """Of what was compared."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "peft", "trl", "sentence-transformers", "lightning")}
 
 
 if __name__ == "__main__":

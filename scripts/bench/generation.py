@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from scripts.bench.data import rows
+from scripts.bench.row import Row
 from speedlit.context import Request, Sampling
 from speedlit.generation.local import LocalBackend
 from speedlit.models.backbone import resolve
@@ -17,8 +17,8 @@ from speedlit.models.folder import load_folder
 COUNT, BATCH, NEW = 512, 128, 48
 
 
-def generation(folder: Path) -> tuple[str, str, Callable[[], float], Callable[[], float]]:
-    """The row's unit, its peer, and one timed round of each side."""
+def generation(folder: Path) -> Row:
+    """The row."""
     prompts = [row["prompt"] for row in rows(COUNT)]
     backend = LocalBackend(Path(resolve("speedlit:base")), batch_size=BATCH, processes=1)
     requests = [Request(str(i), [{"role": "user", "content": p}], Sampling(1.0, 1.0, NEW, i)) for i, p in enumerate(prompts)]
@@ -41,4 +41,4 @@ def generation(folder: Path) -> tuple[str, str, Callable[[], float], Callable[[]
             loaded.model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=NEW, use_cache=True)
         return COUNT / (time.perf_counter() - start)
 
-    return "records/s", "transformers generate", ours, theirs
+    return Row("records/s", "transformers", ours, {"generate, by length": theirs})

@@ -1,0 +1,210 @@
+"""Training with LoRA in fewer and cheaper operations: the same sums, so the same losses and gradients up to rounding.
+
+Under autocast a plain network casts every frozen weight and every input again in each pass, and a low-rank update is four
+operations of its own. Here
+
+1. frozen weights are cast once and kept;
+2. a linear layer with its update is one function: the update is added into the layer's product, and nothing but its input
+   and the rank-r projection is kept for the backward pass;
+3. in decoder layers of the Llama shape (Llama, Mistral, Qwen2, Qwen3) a norm hands its output over in the dtype in which
+   it is read, and rotary positions are applied in one go.
+
+Modules keep their classes, names and weights, so that checkpoints and exports know nothing of it. What is not recognised
+(other layers, variants of LoRA, trained base weights, 4-bit weights) stays as it is.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+FAMILIES = {f"transformers.models.{kind.lower()}.modeling_{kind.lower()}": kind for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")}
+
+
+def speed_up(model: Any, keep: bool = True) -> int:
+    """Put the fast paths into a network, in place.
+
+    Args:
+        model: a peft model, or any network.
+        keep: keep casts of frozen weights; False where weights come and go (sharded training).
+
+    Returns:
+        How many modules have one now.
+    """
+    from peft.tuners.lora.layer import Linear
+
+    count = 0
+    for layer in model.modules():
+        if type(layer) is Linear and type(layer.get_base_layer()) is torch.nn.Linear:
+            layer.keep_casts = keep
+            layer.forward = types.MethodType(_linear, layer)
+            count += 1
+        family = FAMILIES.get(type(layer).__module__)
+        if family and type(layer).__name__ == f"{family}DecoderLayer":
+            layer.forward = types.MethodType(_decoder_layer, layer)
+            layer.self_attn.forward = types.MethodType(_attention, layer.self_attn)
+            count += 2
+    return count
+
+
+def mixed(x: torch.Tensor) -> torch.dtype | None:
+    """The dtype in which autocast computes matrix products of ``x``; None without autocast."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def frozen_cast(layer: Any, dtype: torch.dtype, keep: bool = True) -> torch.Tensor:
+    """The weight of a linear layer in ``dtype``; the cast is kept beside it until the weight changes."""
+    weight: torch.Tensor = layer.weight
+    if weight.dtype == dtype or weight.requires_grad or not keep:
+        return weight.to(dtype)
+    mark = (weight.data_ptr(), weight._version, dtype)
+    if getattr(layer, "cast_mark", None) != mark:
+        layer.cast_mark, layer.cast_weight = mark, [weight.detach().to(dtype)]  # in a list: no buffer, no parameter
+    found: torch.Tensor = layer.cast_weight[0]
+    return found
+
+
+# -- a linear layer with its low-rank update ----------------------------------------------------------------------------
+
+
+class _LoRALinear(torch.autograd.Function):
+    """x W' + bias + scale (x' A') B', where x' is x or, with dropout, what is left of it. W and bias are frozen."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: torch.Tensor, dropped: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        read = flat if dropped is None else dropped.reshape(-1, x.shape[-1])
+        low_a, low_b = a.to(x.dtype), (b * scale).to(x.dtype)
+        low = read @ low_a.T
+        out = functional.linear(flat, weight, bias).addmm_(low, low_b.T)
+        ctx.save_for_backward(read, low, weight, low_a, low_b)
+        ctx.dropped, ctx.scale, ctx.shape = dropped is not None, scale, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        read, low, weight, low_a, low_b = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        back = grad @ low_b
+        to_a, to_b = (back.T @ read).float(), (grad.T @ low).float() * ctx.scale
+        to_x = to_dropped = None
+        if ctx.needs_input_grad[0]:
+            to_x = grad @ weight
+            if not ctx.dropped:
+                to_x.addmm_(back, low_a)
+            to_x = to_x.view(ctx.shape)
+        if ctx.dropped and ctx.needs_input_grad[1]:
+            to_dropped = (back @ low_a).view(ctx.shape)
+        return to_x, to_dropped, None, None, to_a, to_b, None
+
+
+def _linear(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Forward of a peft LoRA layer over a plain linear layer."""
+    base = layer.get_base_layer()
+    names = layer.active_adapters
+    dtype = mixed(x) or x.dtype
+    frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+    if args or kwargs or layer.merged or not frozen or not (mixed(x) or x.dtype == base.weight.dtype):
+        return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
+    weight, bias = frozen_cast(base, dtype, layer.keep_casts), None if base.bias is None else base.bias.to(dtype)
+    if layer.disable_adapters or not any(name in layer.lora_A for name in names):
+        return functional.linear(x.to(dtype), weight, bias)
+    name = names[0]
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    if len(names) > 1 or name in layer.lora_variant or layer.lora_B[name].bias is not None or not (mixed(x) or x.dtype == a.dtype):
+        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+    dropout = layer.lora_dropout[name]
+    x = x.to(dtype)
+    dropped = dropout(x) if layer.training and getattr(dropout, "p", 0) else None
+    out: torch.Tensor = _LoRALinear.apply(x, dropped, weight, bias, a, b, layer.scaling[name])
+    return out
+
+
+# -- decoder layers of the Llama shape ----------------------------------------------------------------------------------
+
+
+class _Norm(torch.autograd.Function):
+    """RMS norm of float32 rows, handed over in ``dtype``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:  # type: ignore[override]
+        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).mul_(weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        x, inverse, weight = ctx.saved_tensors
+        grad = grad.float()
+        to_weight = (grad * x * inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        grad = grad * weight
+        share = (grad * x).mean(-1, keepdim=True).mul_(inverse.pow(3))
+        return grad.mul_(inverse).addcmul_(x, share, value=-1), to_weight, None, None
+
+
+class _Rotary(torch.autograd.Function):
+    """Rotary positions of (B, T, H, D), computed in float32: (B, H, T, D) in the dtype that came in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x.transpose(1, 2), cos, sin).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad.transpose(1, 2), cos.transpose(1, 2), -sin.transpose(1, 2)).to(grad.dtype), None, None
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x cos + (-second half, first half) sin; both halves of cos and sin are alike."""
+    x = x.float()
+    first, second = x.chunk(2, -1)
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(second, sin[..., :half], value=-1)
+    out[..., half:].addcmul_(first, sin[..., half:])
+    return out
+
+
+def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    if x.dtype != torch.float32 or norm.weight.dtype != torch.float32:
+        return norm(x)  # type: ignore[no-any-return]
+    out: torch.Tensor = _Norm.apply(x, norm.weight, norm.variance_epsilon, mixed(x) or x.dtype)
+    return out
+
+
+def _decoder_layer(layer: Any, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Forward of a decoder layer: attention and feed-forward block, each on a norm of what it is added to."""
+    attended, _ = layer.self_attn(hidden_states=_normed(layer.input_layernorm, hidden_states), **kwargs)
+    hidden_states = hidden_states + attended
+    return hidden_states + layer.mlp(_normed(layer.post_attention_layernorm, hidden_states))  # type: ignore[no-any-return]
+
+
+def _attention(
+    layer: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None, **kwargs: Any,
+) -> tuple[torch.Tensor, Any]:  # fmt: skip
+    """Forward of an attention block: as its class has it, but for the rotary positions."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if past_key_values is not None or layer.config._attn_implementation == "eager":
+        return type(layer).forward(layer, hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)  # type: ignore[no-any-return]
+    shape = (*hidden_states.shape[:-1], -1, layer.head_dim)
+    q, k, v = (project(hidden_states).view(shape) for project in (layer.q_proj, layer.k_proj, layer.v_proj))
+    if hasattr(layer, "q_norm"):
+        q, k = layer.q_norm(q), layer.k_norm(k)
+    cos, sin = (part.float().unsqueeze(1) for part in position_embeddings)
+    window = {"sliding_window": layer.sliding_window if hasattr(layer, "sliding_window") else getattr(layer.config, "sliding_window", None)}
+    attend = ALL_ATTENTION_FUNCTIONS[layer.config._attn_implementation]
+    out, weights = attend(
+        layer, _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin), v.transpose(1, 2), attention_mask,
+        dropout=layer.attention_dropout if layer.training else 0.0, scaling=layer.scaling, **window, **kwargs,
+    )  # fmt: skip
+    return layer.o_proj(out.reshape(*shape[:-2], -1).contiguous()), weights
