@@ -21,3 +21,8 @@ def strategy(name: Any) -> Any:
     if isinstance(name, str) and name.startswith(("fsdp", "deepspeed")):
         raise UsageError(f"trainer.strategy is {name}, which speedlit doesn't support yet; use ddp (with LoRA or QLoRA only the adapters are exchanged)")
     return name
+
+
+def sharded(strategy: Any) -> bool:
+    """Whether a Lightning strategy spreads the weights over processes, so that a layer has them only while it runs."""
+    return type(strategy).__name__ in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")

@@ -22,9 +22,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-for name, value in {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}.items():
-    os.environ.setdefault(name, value)
-
 import torch
 from rich.console import Console
 from rich.table import Table

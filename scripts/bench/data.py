@@ -35,6 +35,7 @@ class Writer:
         return max(4, min(cap, round(self.rng.lognormvariate(math.log(median), sigma))))
 
     def text(self, count: int) -> str:
+        """So many random words."""
         return " ".join(f"w{self.rng.randrange(self.vocabulary - 3)}" for _ in range(count))
 
 

@@ -22,9 +22,8 @@ def peak(row: str, side: str, threads: int) -> dict[str, Any]:
         side: ``ours`` or the name of a candidate.
         threads: of the child.
     """
-    child = subprocess.run(
-        [sys.executable, "-m", "scripts.bench.memory", row, side], env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=subprocess.PIPE, check=True, text=True
-    )
+    words = [sys.executable, "-m", "scripts.bench.memory", row, side]
+    child = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return found
 

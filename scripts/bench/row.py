@@ -46,9 +46,11 @@ class Clock(L.Callback):
     last = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start."""
         self.start = now()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """A step is done."""
         Clock.last = now() - self.start
 
 
@@ -58,9 +60,11 @@ class PeerClock(TrainerCallback):
     seconds = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start."""
         self.start = now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        """A step is done."""
         self.seconds = now() - self.start
 
 

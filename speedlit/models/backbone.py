@@ -37,6 +37,7 @@ class Backbone:
         attn_implementation: sdpa, eager, or another that transformers knows.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         revision: of a hub id.
+        fast: in mixed precision, fewer and cheaper operations for the same sums (``models/fast.py``), on layers that are recognised.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Backbone:
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
     revision: str | None = None
+    fast: bool = True
 
     def __post_init__(self) -> None:
         if self.attention not in ("causal", "bidirectional"):

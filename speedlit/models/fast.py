@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from speedlit.models import attention
+
 FAMILIES = {f"transformers.models.{kind.lower()}.modeling_{kind.lower()}": kind for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")}
 
 
-def speed_up(model: Any, keep: bool = True) -> int:
-    """Put the fast paths into a network, in place.
+def speed_up(model: Any) -> int:
+    """Put the fast paths into a network, in place. Not for sharded weights, which come and go: a kept cast would outlive them.
 
     Args:
         model: a peft model, or any network.
-        keep: keep casts of frozen weights; False where weights come and go (sharded training).
 
     Returns:
         How many modules have one now.
@@ -37,9 +38,11 @@ def speed_up(model: Any, keep: bool = True) -> int:
     from peft.tuners.lora.layer import Linear
 
     count = 0
+    if model.config._attn_implementation == "sdpa" and type(model.base_model).__module__.startswith(("transformers.", "peft.")):
+        attention.register()
+        model.config._attn_implementation = attention.NAME
     for layer in model.modules():
         if type(layer) is Linear and type(layer.get_base_layer()) is torch.nn.Linear:
-            layer.keep_casts = keep
             layer.forward = types.MethodType(_linear, layer)
             count += 1
         family = FAMILIES.get(type(layer).__module__)
@@ -56,10 +59,10 @@ def mixed(x: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def frozen_cast(layer: Any, dtype: torch.dtype, keep: bool = True) -> torch.Tensor:
+def frozen_cast(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight of a linear layer in ``dtype``; the cast is kept beside it until the weight changes."""
     weight: torch.Tensor = layer.weight
-    if weight.dtype == dtype or weight.requires_grad or not keep:
+    if weight.dtype == dtype or weight.requires_grad:
         return weight.to(dtype)
     mark = (weight.data_ptr(), weight._version, dtype)
     if getattr(layer, "cast_mark", None) != mark:
@@ -112,7 +115,7 @@ def _linear(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     if args or kwargs or layer.merged or not frozen or not (mixed(x) or x.dtype == base.weight.dtype):
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-    weight, bias = frozen_cast(base, dtype, layer.keep_casts), None if base.bias is None else base.bias.to(dtype)
+    weight, bias = frozen_cast(base, dtype), None if base.bias is None else base.bias.to(dtype)
     if layer.disable_adapters or not any(name in layer.lora_A for name in names):
         return functional.linear(x.to(dtype), weight, bias)
     name = names[0]
@@ -195,7 +198,8 @@ def _attention(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if past_key_values is not None or layer.config._attn_implementation == "eager":
-        return type(layer).forward(layer, hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)  # type: ignore[no-any-return]
+        kwargs.update(position_embeddings=position_embeddings, attention_mask=attention_mask, past_key_values=past_key_values)
+        return type(layer).forward(layer, hidden_states, **kwargs)  # type: ignore[no-any-return]
     shape = (*hidden_states.shape[:-1], -1, layer.head_dim)
     q, k, v = (project(hidden_states).view(shape) for project in (layer.q_proj, layer.k_proj, layer.v_proj))
     if hasattr(layer, "q_norm"):

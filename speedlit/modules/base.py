@@ -25,8 +25,10 @@ from speedlit.labels import IGNORE
 from speedlit.losses.logprobs import token_logps
 from speedlit.models.adapter import LoRA, QLoRA, adapter_parameters
 from speedlit.models.backbone import Backbone, hidden_states, probe_attention
+from speedlit.models.fast import speed_up
 from speedlit.models.folder import save_folder
 from speedlit.models.masks import is_causal, packed_mask, probe_packing
+from speedlit.strategies import sharded
 
 Batch = dict[str, Any]
 Figures = dict[str, torch.Tensor]
@@ -119,6 +121,8 @@ class SpeedModule(L.LightningModule):
         if self.adapter is None:
             model.requires_grad_(True)
         self.model = self.adapter.apply(model) if self.adapter else model
+        if self.backbone.fast and self._trainer is not None and self.trainer.precision == "bf16-mixed" and not sharded(self.trainer.strategy):
+            speed_up(self.model)
         self.model.train()  # weights are loaded in eval mode, and Lightning leaves the mode alone
 
     def build(self) -> Any:
