@@ -20,7 +20,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "group by length, batches of 4": {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
     "batches of 2": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8},
     "packing": {"packing": True, "per_device_train_batch_size": 7},
-    "padding-free": {"padding_free": True, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+    "padding-free": {"padding_free": True, "max_length": None, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
 }
 
 

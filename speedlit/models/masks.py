@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from speedlit.errors import SpeedlitError
+from speedlit.models import attention
 from speedlit.models.backbone import hidden_states
 
 OFF = "; set data.pack and data.share_prefix to false"
-OBEYING = ("sdpa", "eager")  # attention implementations that take a dense mask
+OBEYING = ("sdpa", "eager", attention.NAME)  # attention implementations that take a dense mask
 Mask = torch.Tensor | dict[str, torch.Tensor]
 
 
