@@ -11,9 +11,9 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from scripts.bench.row import Row
 from speedlit.context import Request, Sampling
 from speedlit.synthesis.client import HTTPBackend
 
@@ -55,8 +55,8 @@ async def serve() -> None:
     await loop.run_in_executor(None, sys.stdin.read)
 
 
-def client(folder: Path) -> tuple[str, str, Callable[[], float], Callable[[], float]]:
-    """The row's unit, its peer, and one timed round of each side."""
+def client(folder: Path) -> Row:
+    """The row."""
     command = [sys.executable, "-m", "scripts.bench.client"]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # ends with this process: its input closes
     assert server.stdout is not None
@@ -94,7 +94,7 @@ def client(folder: Path) -> tuple[str, str, Callable[[], float], Callable[[], fl
         assert all(asyncio.run(bare()))
         return COUNT / (time.perf_counter() - start)
 
-    return "requests/s", "bare AsyncOpenAI", ours, theirs
+    return Row("requests/s", "AsyncOpenAI", ours, {"bare loop of the same concurrency": theirs})
 
 
 if __name__ == "__main__":

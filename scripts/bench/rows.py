@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.bench.client import client
 from scripts.bench.dpo import dpo, dpo_precomputed
 from scripts.bench.embedding import embedding, embedding_512
 from scripts.bench.generation import generation
@@ -13,6 +14,6 @@ from scripts.bench.sft import sft, sft_32k
 
 ROWS: dict[str, Callable[[Path], Row]] = {
     "sft": sft, "sft_32k": sft_32k, "dpo": dpo, "dpo_precomputed": dpo_precomputed, "embedding": embedding, "embedding_512": embedding_512,
-    "generation": generation,
+    "generation": generation, "client": client,
 }  # fmt: skip
 MEMORY = ("sft_32k", "dpo", "embedding", "embedding_512")  # rows whose peak memory is compared
