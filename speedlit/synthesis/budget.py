@@ -42,8 +42,39 @@ LOST = ("timeout", "connection_lost")  # ends without an answer to something tha
 PAID = ("answered", "damaged", "repeated")
 
 
+@dataclass(frozen=True)
+class Refused:
+    """Why a request was not sent.
+
+    Attributes:
+        name: of the cap, and its ``value``.
+        charged: against it so far, of which ``paid`` is for ``answers`` usable answers.
+        worst: what the request might have added.
+    """
+
+    name: str
+    value: float
+    charged: float
+    paid: float
+    answers: int
+    worst: float
+
+
 class BudgetSpent(SpeedlitError):
-    """The next request might pass the budget, so it was not sent."""
+    """The next request might pass the budget, so it was not sent. Says what is done, what is left, and how to go on.
+
+    Args:
+        why: the figures.
+        done: requests of this stage that are answered, ``total`` of how many (None: unknown).
+    """
+
+    def __init__(self, why: Refused, done: int, total: int | None = None) -> None:
+        self.why, self.done, self.total = why, done, total
+        super().__init__(sentence(why, done, total))
+
+    def out_of(self, total: int) -> BudgetSpent:
+        """The same by one who knows how many requests there are."""
+        return BudgetSpent(self.why, self.done, total)
 
 
 @dataclass
@@ -270,34 +301,40 @@ class Budget:
             yield
 
     def refusal(self, event: Event, done: int, total: int | None = None) -> BudgetSpent:
-        """Why a request was not sent, what is done and left, and how to go on.
+        """The end of the run for a refused event.
 
         Args:
-            event: the refused one.
+            event: what ``admit`` gave back.
             done: requests of this stage that are answered, ``total`` of how many.
         """
         account = self.account
         spent, worst = account.committed(), account.amount(event.detail, event.tokens_in, event.tokens_out)
         name = next((n for n in self.caps if getattr(spent, n) + getattr(worst, n) > self.caps[n] + 1e-9), next(iter(self.caps)))
         charged, paid, most = (getattr(amount, name) for amount in (spent, account.answered, worst))
-        parts = f"{show(name, paid)} for {account.answered.calls:,} answers"
-        if charged > paid:
-            parts += f", {show(name, charged - paid)} for damaged, lost and interrupted attempts, at most"
-        each, left = paid / max(account.answered.calls, 1), max((total or 0) - done, 0)
-        state = f"{done:,}{f' of {total:,}' if total else ''} requests of this stage are answered"
-        if left:
-            state += f"; the other {left:,} would take about {show(name, each * left)}"
-        needed = charged + most + each * max(left - 1, 0)
-        value = f"{math.ceil(needed * 100) / 100:.2f}" if name == "usd" else f"{math.ceil(needed)}"
-        return BudgetSpent(
-            f"stopped before budget.{name} of {show(name, self.caps[name])} was passed: {show(name, charged)} are charged ({parts}), "
-            f"and the next request may take {show(name, most)}. {state}. "
-            f"Raise budget.{name} (to about {value}) and run the same command: nothing that was answered is asked again"
-        )
+        return BudgetSpent(Refused(name, self.caps[name], charged, paid, account.answered.calls, most), done, total)
 
     def close(self) -> None:
         """Close the journals."""
         self.account.close()
+
+
+def sentence(why: Refused, done: int, total: int | None) -> str:
+    """What a person reads when the budget ends a run."""
+    name = why.name
+    parts = f"{show(name, why.paid)} for {why.answers:,} answers"
+    if why.charged > why.paid + 1e-9:
+        parts += f", {show(name, why.charged - why.paid)} for damaged, lost and interrupted attempts, at most"
+    each, left = why.paid / max(why.answers, 1), max((total or 0) - done, 0)
+    state = f"{done:,}{f' of {total:,}' if total else ''} requests of this stage are answered"
+    if left:
+        state += f"; the other {left:,} would take about {show(name, each * left)}"
+    needed = why.charged + why.worst + each * max(left - 1, 0)
+    value = f"{math.ceil(needed * 100) / 100:.2f}" if name == "usd" else f"{math.ceil(needed)}"
+    return (
+        f"stopped before budget.{name} of {show(name, why.value)} was passed: {show(name, why.charged)} are charged ({parts}), "
+        f"and the next request may take {show(name, why.worst)}. {state}. "
+        f"Raise budget.{name} (to about {value}) and run the same command: nothing that was answered is asked again"
+    )
 
 
 def show(name: str, value: float) -> str:

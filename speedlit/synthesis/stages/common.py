@@ -20,6 +20,7 @@ from speedlit.context import Backend, Context, Reply, Request, Sampling
 from speedlit.files import atomic, canonical_json, content_id, read_jsonl, write_jsonl
 from speedlit.progress import Progress
 from speedlit.records import Generation, Prompt, Record, Row
+from speedlit.synthesis.budget import BudgetSpent
 from speedlit.synthesis.lines import rows
 from speedlit.synthesis.parsing import Rejected, parse_record
 from speedlit.synthesis.quality import Answers, Measures, merge, show
@@ -43,11 +44,15 @@ def ask(ctx: Context, role: str, asked: Iterable[tuple[T, Request]], label: str,
     whole = ctx.shard == (0, 1)
     label = label if whole else f"{label} {ctx.shard[0]}/{ctx.shard[1]}"
     answers = _ask_teacher(ctx, asked) if role == "teacher" else _ask_local(ctx, role, asked)
-    with Progress(label, None if total is None else _share(ctx, role, total), "answers") as progress:
-        for carried, request, reply in answers:
-            ctx.ledger.reply(reply, role)
-            progress.advance()
-            yield carried, request, reply
+    mine = None if total is None else _share(ctx, role, total)
+    with Progress(label, mine, "answers") as progress:
+        try:
+            for carried, request, reply in answers:
+                ctx.ledger.reply(reply, role)
+                progress.advance()
+                yield carried, request, reply
+        except BudgetSpent as spent:
+            raise spent.out_of(mine) if mine else spent from None
 
 
 def _share(ctx: Context, role: str, total: int) -> int:
