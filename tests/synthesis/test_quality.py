@@ -122,7 +122,7 @@ def test_clean_records_raise_no_alarm(world: list[Row], natural: list[Row]) -> N
         found = measured(rows)
         assert found["alarms"] == [], found
         assert {*RULES} - {*found} <= {name for name in RULES if name.startswith("judge_")} | {
-            "collapse", "dropped", "truncated", "unanswered", "other_language", "one_label_tasks",
+            "collapse", "removed", "dropped", "truncated", "unanswered", "other_language", "one_label_tasks",
         }, "every other measure has a base"  # fmt: skip
     assert "other_language" in found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from speedlit.context import Context
 from speedlit.data.shards import ShardSet
 from speedlit.errors import UsageError
 from speedlit.files import read_jsonl
-from speedlit.records import Generation, Preference, Prompt, Record, Revision, Task, Topic, Triplet, read_rows
+from speedlit.records import Generation, Preference, Prompt, Record, Revision, Task, Topic, Triplet, read_rows, write_rows
 from speedlit.synthesis.rows import preference_rows, revision_rows, sft_rows
 from speedlit.synthesis.stages.topics import read_topics, truncate
 from speedlit.synthesis.templates import load_set
@@ -188,6 +189,34 @@ def test_evaluation_texts_are_kept_out(run: RUN, tmp_path: Path) -> None:
         ctx.config["filters"]["ngram"] = 13
     dropped = list(read_jsonl(tmp_path / "dataset" / "dropped.jsonl"))
     assert {"source": "refined", "record_id": victim.id, "reason": "contaminated"} in dropped
+
+
+def test_gates_for_single_records(run: RUN, tmp_path: Path) -> None:
+    root, _, _ = run
+    spoilt = tmp_path / "refinement"
+    records = rows(root, "refinement", "records", Record)
+    used = synthetic(root, records)
+    victims = {"meta_text": used[0], "copied_query": next(r for r in used[1:] if r.kind == "retrieval" and len(r.query.split()) > 3)}
+    new = {"meta_text": "As an AI language model, I have no opinion.", "copied_query": f"so {victims['copied_query'].query} and more of it"}
+    place = {record.id: reason for reason, record in victims.items()}
+    made = [replace(r, positive=new[place[r.id]], fields={**r.fields, "x": new[place[r.id]]}) if r.id in place else r for r in records]
+    write_rows(spoilt / "records.jsonl", made)
+    write_rows(spoilt / "revisions.jsonl", rows(root, "refinement", "revisions", Revision))
+    from speedlit.synthesis.stages import dataset
+
+    gates = {"exact": True, "minhash_threshold": None, "ngram": None, "meta_text": True, "copied_query": 0.5}
+    with Server(answer) as server:
+        ctx = context("dataset", tmp_path, server, filters=gates, comparison={"sources": [], "seeds": 0})
+        ctx.inputs = {**{name: root / name for name in ctx.inputs}, "refinement": spoilt}
+        dataset.run(ctx)
+    assert {reason: ctx.ledger.rejected[f"refined:{reason}"] for reason in victims} == {"meta_text": 1, "copied_query": 1}
+    assert ctx.ledger.notes["quality"]["refined"]["removed"] == round(sum(ctx.ledger.rejected.values()) / len(used), 4)
+
+
+def synthetic(root: Path, records: list[Record]) -> list[Record]:
+    """Those that data are made from."""
+    uses = {prompt.id: prompt.use for prompt in rows(root, "tasks", "prompts", Prompt)}
+    return [record for record in records if uses[record.prompt_id] == "synthetic"]
 
 
 def test_training_rows(run: RUN) -> None:

@@ -25,6 +25,7 @@ class Levels:
         own_positive_first: highest share of queries whose own positive word matching (BM25) puts first among all documents.
         duplicates: highest share of exact copies.
         near_duplicates: highest share of near-duplicates (MinHash) within the sample.
+        removed: highest share of a source's records that the filters leave out.
         top_opening: highest share of texts that begin with the same six words.
         collapse: largest relative drop of a diversity figure from one generator to the next.
         dropped: highest share of answers that are no usable JSON record (cut and missing answers aside).
@@ -55,6 +56,7 @@ class Levels:
     own_positive_first: float | None = 0.95
     duplicates: float | None = 0.01
     near_duplicates: float | None = 0.03
+    removed: float | None = 0.3
     top_opening: float | None = 0.02
     collapse: float | None = 0.1
     dropped: float | None = 0.03
@@ -106,6 +108,7 @@ RULES = {
     "own_positive_first": Rule("most", "word matching finds nearly every positive"),
     "duplicates": Rule("most", "records are exact copies of others"),
     "near_duplicates": Rule("most", "records nearly repeat others"),
+    "removed": Rule("most", "the filters leave out much of what was paid for"),
     "top_opening": Rule("most", "many texts begin with the same words"),
     "collapse": Rule("exact", "texts have become more alike"),
     "dropped": Rule("most", "answers are no usable JSON"),

@@ -25,6 +25,7 @@ from speedlit.records import Prompt, Record, Task, Triplet, read_rows
 from speedlit.synthesis.filters import ContaminationFilter, texts_in
 from speedlit.synthesis.lines import Lines, Stretch, number, rows, spelled, stretches
 from speedlit.synthesis.quality import Measures, trend
+from speedlit.synthesis.quality.alarms import Figure, judged
 from speedlit.synthesis.quality.measures import SAMPLE
 from speedlit.synthesis.sieve import CONTAMINATED, Sieve, Sieved, Table, sift, spilled
 from speedlit.synthesis.stages.common import note_quality
@@ -66,7 +67,8 @@ def run(ctx: Context) -> None:
     for source, sieved in found.items():
         table = sieved.table[sieved.kept][:limit]
         ctx.ledger.notes[source] = {"records": len(sieved.kept), "triplets": len(table)}
-        note_quality(ctx, source, quality(ctx, source, table))
+        removed = Figure(1 - len(sieved.kept) / len(sieved.table), len(sieved.table))
+        note_quality(ctx, source, quality(ctx, source, table), judged({"removed": removed}, ctx.config.get("quality")))
         write(ctx, source, table)
         ctx.ledger.accepted += len(table)
     measured = ctx.ledger.notes["quality"]
