@@ -1,0 +1,85 @@
+"""The client against a server that somebody else wrote: ``transformers serve`` with a tiny random model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from speedlit.context import Request, Sampling
+from speedlit.errors import SpeedlitError
+from speedlit.synthesis.client import HTTPBackend
+from speedlit.synthesis.journal import Journal, journal_file
+from tests.helpers import tiny_llama
+
+MISSING = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+pytestmark = [pytest.mark.serve, pytest.mark.skipif(bool(MISSING), reason=f"transformers serve needs {' and '.join(MISSING)}: pip install 'speedlit[test]'")]
+TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Base URL and model name (the exact path) of a running server."""
+    model = tiny_llama(tmp_path_factory.mktemp("serve") / "tiny")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = model.parent / "log.txt"
+    words = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    with log.open("w") as stream:
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        server = subprocess.Popen([sys.executable, "-m", "transformers.cli.transformers", *words], stdout=stream, stderr=stream, env=env)
+    try:
+        until = time.monotonic() + 150
+        while not healthy(port):
+            assert server.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+            time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/v1", str(model)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def healthy(port: int) -> bool:
+    """/v1/models fails offline; /health does not."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_a_real_server_is_asked_journalled_and_not_asked_again(served: tuple[str, str], tmp_path: Path) -> None:
+    url, model = served
+    requests = [Request(f"r{i}", [{"role": "user", "content": f"the sun is warm {i}"}], Sampling(1.0, 1.0, 8, i)) for i in range(12)]
+    texts = []
+    for cached in (False, True):
+        client = HTTPBackend(model, url, journal_file(tmp_path), concurrency=4)
+        replies = list(client.generate(requests))
+        client.close()
+        assert [(r.id, r.error, r.cached) for r in replies] == [(f"r{i}", "", cached) for i in range(12)]
+        assert all(r.tokens_in > 5 and 1 <= r.tokens_out <= 8 and r.finish_reason in ("stop", "length") for r in replies)
+        texts.append([r.text for r in replies])
+    assert texts[0] == texts[1] and any(texts[0])
+    journal = Journal(journal_file(tmp_path))
+    counts = journal.counts()
+    journal.close()
+    assert (counts["sent"], counts["answered"], counts["orphaned"]) == (12, 12, 0)
+
+
+def test_a_model_that_it_does_not_serve_is_one_sentence(served: tuple[str, str]) -> None:
+    client = HTTPBackend("no/such-model", served[0], concurrency=1, retries=0)
+    with pytest.raises(SpeedlitError) as caught:
+        list(client.generate([Request(f"r{i}", [{"role": "user", "content": f"x {i}"}], Sampling(max_tokens=4)) for i in range(20)]))
+    client.close()
+    assert "\n" not in str(caught.value) and served[0] in str(caught.value)
