@@ -105,8 +105,10 @@ class BatchBackend:
     def close(self) -> None:
         """Free sockets and locks; batches at the server go on, and a journal that was given open stays open."""
         self._wire.close()
-        for file in (*self._locks.values(), *self._journals.values()):
-            file.close()
+        for lock in self._locks.values():
+            lock.close()
+        for journal in self._journals.values():
+            journal.close()
         self._locks.clear()
         self._journals.clear()
         if self._own_journal:
@@ -118,7 +120,7 @@ class BatchBackend:
 
     def _missing(self, asked: Mapping[str, Request]) -> dict[str, Request]:
         """The requests that the journals have no answer to."""
-        keys, known = list(asked), set()
+        keys, known = list(asked), set[str]()
         for start in range(0, len(keys), LOOKUP):
             known |= self.journal.answers(keys[start : start + LOOKUP]).keys()
         return {key: request for key, request in asked.items() if key not in known}

@@ -6,7 +6,6 @@ carries our name is taken instead of a second one.
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
 import time
@@ -46,6 +45,8 @@ class BatchWire:
     def __init__(self, endpoint: Endpoint, timeout: float, retries: int, backoff: float) -> None:
         import openai
 
+        from speedlit.synthesis.connections import http as library
+
         self.endpoint, self.timeout, self.retries, self.backoff = endpoint, timeout, retries, backoff
         local = endpoint.host in ("127.0.0.1", "localhost", "::1")
         http = openai.DefaultHttpxClient(trust_env=not local, follow_redirects=False)
@@ -53,8 +54,7 @@ class BatchWire:
         self._client = openai.OpenAI(
             base_url=endpoint.name, api_key=endpoint.key or "none", max_retries=0, timeout=timeout, http_client=http, default_query=query
         )
-        library = next(c for c in type(http).__mro__ if c.__name__ == "Client").__module__.split(".")[0]
-        self._broken = importlib.import_module(library).HTTPError  # of httpx2, or of httpx before openai 3: a download that breaks off
+        self._broken = library.HTTPError  # a download that breaks off; the official client hands it on as it is
         self._options: dict[str, Any] = {"extra_headers": endpoint.headers()}
 
     def upload(self, path: Path, name: str) -> str:

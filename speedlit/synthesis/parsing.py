@@ -54,30 +54,46 @@ def dumps(fields: Mapping[str, str], keys: Sequence[str]) -> str:
     return json.dumps({key: fields[key] for key in keys}, ensure_ascii=False)
 
 
-def decode(text: str, kind: type, finish_reason: str = "stop") -> tuple[Any, str]:
+def decode(text: str, kind: type, finish_reason: str = "stop", wanted: Sequence[str] = ()) -> tuple[Any, str]:
     """Find the first JSON value of type ``kind`` (dict or list) in an answer.
 
+    Args:
+        wanted: keys of which the object must have one: any other object is a draft, an example, or a part of a damaged answer.
+
     Returns:
-        The value and ``strict`` or ``repaired``.
+        The value and ``strict`` or ``repaired``; a value without a wanted key only where there is no better one.
 
     Raises:
         Rejected: ``empty``, ``truncated`` (the token limit cut it), ``refusal`` or ``not_json``.
     """
     opening = "{" if kind is dict else "["
-    position = text.find(opening)
+    position, other = text.find(opening), None
     for _ in range(SCAN_LIMIT):
         if position < 0:
             break
         try:
             value, _end = DECODER.raw_decode(text, position)
-            return value, "strict"
+            if not wanted or any(key in value for key in wanted):
+                return value, "strict"
+            other = other or value
         except json.JSONDecodeError as error:
             if finish_reason == "length" and _open_ended(error):  # a whole value inside the cut one is not the answer
                 raise Rejected("truncated") from error
-            position = text.find(opening, position + 1)
         except RecursionError:
-            position = text.find(opening, position + 1)
-    return _repair(text, kind, opening, finish_reason), "repaired"
+            pass
+        position = text.find(opening, position + 1)
+    if other is None:
+        return _repair(text, kind, opening, finish_reason), "repaired"
+    return _better(other, text, kind, opening, finish_reason, wanted)
+
+
+def _better(other: Any, text: str, kind: type, opening: str, finish_reason: str, wanted: Sequence[str]) -> tuple[Any, str]:
+    """The mended value where it has a wanted key, else the strict one that lacks them."""
+    try:
+        value = _repair(text, kind, opening, finish_reason)
+    except Rejected:
+        return other, "strict"
+    return (value, "repaired") if any(key in value for key in wanted) else (other, "strict")
 
 
 def _open_ended(error: json.JSONDecodeError) -> bool:
@@ -126,7 +142,7 @@ def parse_record(text: str, keys: Sequence[str], finish_reason: str = "stop") ->
     Raises:
         Rejected: with a reason code.
     """
-    value, parsed_by = decode(text, dict, finish_reason)
+    value, parsed_by = decode(text, dict, finish_reason, keys)
     return ParsedRecord(check_fields(value, keys), parsed_by)
 
 
@@ -136,7 +152,7 @@ def parse_judge(text: str, count: int, finish_reason: str = "stop", index_base: 
     Raises:
         Rejected: also ``index_missing``, ``index_out_of_range`` and ``best_equals_worst``.
     """
-    value, _ = decode(text, dict, finish_reason)
+    value, _ = decode(text, dict, finish_reason, ("best", "worst"))
     best, worst = (_index(value.get(name), count, index_base) for name in ("best", "worst"))
     if best == worst:
         raise Rejected("best_equals_worst")
@@ -219,7 +235,7 @@ def parse_change(
     Raises:
         Rejected: the answer cannot be used; the caller keeps the record as it was.
     """
-    value, _ = decode(text, dict, finish_reason)
+    value, _ = decode(text, dict, finish_reason, ("edits", "revision"))
     before = {key: before[key] for key in keys}
     wanted, other = ("edits", "revision") if form == "edits" else ("revision", "edits")
     name = wanted if wanted in value else other

@@ -55,6 +55,15 @@ def test_refused_with_a_reason(text: str, finish_reason: str, reason: str) -> No
         parse_record(text, KEYS, finish_reason)
 
 
+def test_an_object_without_the_keys_is_passed_over_for_one_that_has_them() -> None:
+    assert parse_record('A draft: {"idea": "sky"}. The answer:\n' + GOOD, KEYS).fields == FIELDS
+    assert parse_judge('{"weights": {"form": 1}} so {"reason": "r", "best": 1, "worst": 0}', 2).best == 1
+    damaged = '{"reason": "x" "revision": {"S1": "a", "S2": "b"}}'  # a comma is missing outside the whole object
+    assert parse_change(damaged, BEFORE, ["S1", "S2"], "full").after == {"S1": "a", "S2": "b"}
+    with pytest.raises(Rejected, match="^missing_key:user_query$"):
+        parse_record('{"idea": "sky"}', KEYS)
+
+
 def test_a_whole_value_inside_a_cut_answer_is_not_the_answer() -> None:
     cut = '{"reason": "r", "revision": {"S1": "a", "S2": "b"}, "not'
     for text in (cut, cut[:-5], '{"reason": "r", "edits": [["S1", "a", "b"], ["S2"'):
