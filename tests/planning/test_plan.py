@@ -69,6 +69,15 @@ def test_speed_is_the_papers_45_thousand_calls(monkeypatch: pytest.MonkeyPatch) 
     assert any("estimated" in line for line in found["assumed"]), "the teacher's tokenizer is not here"
 
 
+def test_batches_and_a_judge_asked_twice_are_in_the_plan() -> None:
+    live, other = stages(plan(parse("speed"))), stages(plan(parse("speed", ["--teacher.mode", "batch", "--judge_swap", "drop"])))
+    share = parse("speed").prices["gpt-4o-2024-05-13"].batch
+    assert share == 0.5
+    for name, times in (("seed", 1), ("preferences", 2), ("revisions", 1)):
+        assert other[name]["calls"] == times * live[name]["calls"]
+        assert other[name]["usd"] == pytest.approx(share * times * live[name]["usd"])
+
+
 def test_topics_make_brainstorming_known(tmp_path: Path) -> None:
     (tmp_path / "topics.txt").write_text("\n".join(f"Arts/Movies/Title{i}" for i in range(300)))
     found = plan(parse("speed", ["--topics.file", str(tmp_path / "topics.txt")]))

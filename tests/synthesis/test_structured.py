@@ -9,12 +9,14 @@ import pytest
 
 from speedlit.context import Request, Sampling
 from speedlit.files import read_jsonl
+from speedlit.records import Prompt
 from speedlit.synthesis.client import HTTPBackend
 from speedlit.synthesis.journal import Journal, request_key
 from speedlit.synthesis.schemas import change_schema, judge_schema, record_schema
+from speedlit.synthesis.stages.common import write_requests
 from speedlit.synthesis.structured import QUESTION, Structured
 from speedlit.synthesis.templates import load_set
-from tests.synthesis.scripted import answer, run_until
+from tests.synthesis.scripted import answer, context, run_until
 from tests.synthesis.server import Fault, Server
 
 
@@ -104,6 +106,15 @@ def test_schemas_are_read_off_the_templates(name: str) -> None:
     assert judge["required"] == ["reason", "best", "worst", "scores"] and judge["properties"]["best"]["enum"] == [0, 1, 2]
     assert change_schema(prompts.roles["critique"].formats["full"], ["a"], "full")["required"] == ["reason", "revision"]
     assert change_schema(prompts.roles["revise"].formats["edits"], ["a"], "edits")["required"] == ["edits"]
+
+
+def test_local_writers_get_the_schema_by_their_own_switch(tmp_path: Path) -> None:
+    prompt = Prompt("t", "sts", "task", "topic", "g", "train", "root", 0, "paper/sts@1", {}, [{"role": "user", "content": "x"}], ["S2", "S1"])
+    with Server(answer) as server:
+        for local, teacher in ((True, False), (False, True)):
+            ctx = context("candidates", tmp_path, server, sampling={"structured": local}, teacher={"structured": teacher})
+            shapes = {role: [request.schema for _, request in write_requests(ctx, role, [prompt])] for role in ("junior", "teacher")}
+            assert shapes == {"junior": [record_schema(["S2", "S1"]) if local else None], "teacher": [record_schema(["S2", "S1"]) if teacher else None]}
 
 
 def test_stages_send_the_schema_of_their_template_when_it_is_switched_on(tmp_path: Path) -> None:
