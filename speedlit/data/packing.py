@@ -85,7 +85,7 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 def packed(samples: Sequence[dict[str, Any]], room: int) -> list[Unit]:
     """Rows of up to ``room`` tokens, filled with samples of one sequence each."""
     bins = best_fit([len(sample["rows"][0][0]) for sample in samples], room)
-    return [Unit(found, [[Piece(*samples[i]["rows"][0], owner=i, group=group) for group, i in enumerate(found)]]) for found in bins]
+    return [Unit(found, [[_whole(samples[i]["rows"][0], i, group) for group, i in enumerate(found)]]) for found in bins]
 
 
 def shared(samples: Sequence[dict[str, Any]]) -> list[Unit]:
@@ -97,12 +97,18 @@ def _pair(sample: dict[str, Any], number: int, count: int) -> Unit:
     chosen, rejected = sample["rows"]
     head = _head(chosen)
     if head < 2 or head != _head(rejected) or not np.array_equal(chosen[0][:head], rejected[0][:head]):
-        return Unit([number], [[Piece(*chosen, owner=number)], [Piece(*rejected, owner=count + number)]])
+        return Unit([number], [[_whole(chosen, number)], [_whole(rejected, count + number)]])
     cut = head - 1
     row = [Piece(chosen[0][:cut], chosen[1][:cut], number)]
     for branch, (ids, labels) in enumerate((chosen, rejected), 1):
         row.append(Piece(ids[cut:], labels[cut:], number + count * (branch - 1), branch=branch, start=cut))
     return Unit([number], [row])
+
+
+def _whole(sequence: tuple[Sequence[int], Sequence[int]], owner: int, group: int = 0) -> Piece:
+    """A sequence in one piece."""
+    ids, labels = sequence
+    return Piece(ids, labels, owner, group)
 
 
 def _head(sequence: tuple[Sequence[int], Sequence[int]]) -> int:

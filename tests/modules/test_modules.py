@@ -146,6 +146,16 @@ def test_without_beta_dpo_is_sft_on_the_chosen(root: Path, tmp_path: Path) -> No
         assert torch.allclose(two[name], weight, atol=1e-6), name
 
 
+def test_validation_beside_precomputed_log_probs(root: Path, tmp_path: Path) -> None:
+    """Its pairs are not in the table; the frozen copy stays for them."""
+    found = {}
+    for reference in ("copy", "precomputed"):
+        data = {"validation": str(root / "preference")}
+        config = recipe(root, "preference", lora=False, model={"reference": reference}, data=data, trainer={"max_epochs": 1})
+        found[reference] = fit(config, tmp_path / reference, progress=False)["final"]["val_loss"]
+    assert found["precomputed"] == pytest.approx(found["copy"], abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def junior(root: Path) -> Path:
     """A finished junior with dropout in its adapter."""

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from speedlit.data.shards import write_shards
+from speedlit.errors import SpeedlitError, UsageError
 from speedlit.pipeline.fitting import fit
+from tests.helpers import sentence
 from tests.modules.recipes import prepare, recipe
 
 KINDS = ("sft", "preference")
@@ -65,6 +68,28 @@ def test_rows_of_several_sequences_do_not_change_the_gradients(root: Path, whole
     fit(one_step(root, kind, {"micro_batch": 2, ROWS[kind]: True}), tmp_path, progress=False)
     assert kept(tmp_path)["several"]
     assert_same(whole[kind], tmp_path)
+
+
+def test_pairs_share_a_row_where_it_pays_and_can(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """``auto`` goes by the data; a model that takes no dense mask gets separate rows and a line that says so, but ``true`` is refused."""
+    for name, length in (("long", 30), ("short", 2)):
+        rows = [{"id": f"{i}", "prompt": sentence(i, length), "chosen": " " + sentence(i, 9), "rejected": " " + sentence(i + 7, 9)} for i in range(8)]
+        write_shards(rows, tmp_path / name, "preference")
+    config = one_step(root, "preference", {"share_prefix": "auto", "shards": str(tmp_path / "long")})
+    fit(config, tmp_path / "pays", progress=False)
+    fit(one_step(root, "preference", {"share_prefix": "auto", "shards": str(tmp_path / "short")}), tmp_path / "loses", progress=False)
+    assert (kept(tmp_path / "pays")["several"], kept(tmp_path / "loses")["several"]) == (True, False)
+    monkeypatch.setattr("speedlit.models.masks.OBEYING", ("eager",))
+    capsys.readouterr()
+    fit(config, tmp_path / "apart", progress=False)
+    assert not kept(tmp_path / "apart")["several"]
+    assert "pairs have separate rows: sdpa attention takes no dense mask" in capsys.readouterr().err
+    assert_same(tmp_path / "pays", tmp_path / "apart")
+    config["data"]["init_args"]["share_prefix"] = True
+    with pytest.raises(SpeedlitError, match="takes no dense mask.*set data.pack and data.share_prefix to false"):
+        fit(config, tmp_path / "refused", progress=False)
+    with pytest.raises(UsageError, match="share_prefix is sometimes; expected"):
+        fit(one_step(root, "preference", {"share_prefix": "sometimes"}), tmp_path / "wrong", progress=False)
 
 
 def rank(number: int, port: int, jobs: list[tuple[dict[str, Any], Path]]) -> None:
