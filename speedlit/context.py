@@ -123,6 +123,7 @@ class Context:
         shard: ``(i, n)``: this process does the i-th of n parts.
         root: the run's root folder.
         backend: ``backend(role)`` gives the writer for ``teacher`` (``batches``: by its Batch API), ``junior``, ``senior``, ``control`` or ``revisor``.
+        evaluation_texts: ``evaluation_texts(names, folder)`` gives the texts of evaluation tasks that the folder does not hold.
         checker: posts JSON to the teacher's exact checker and returns its JSON, or None where there is no such checker.
     """
 
@@ -135,6 +136,7 @@ class Context:
     checker: Callable[[str, Any], Any] | None = None
     shard: tuple[int, int] = (0, 1)
     likelihood: Callable[[str, Sequence[str], Sequence[str]], list[float]] | None = None
+    evaluation_texts: Callable[[Sequence[str], Path | None], Iterable[str]] | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
     def mine(self, items: Iterable[T]) -> Iterator[T]:

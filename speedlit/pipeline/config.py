@@ -166,7 +166,8 @@ class Filters:
     Args:
         exact: identical normalised texts.
         minhash_threshold: near-duplicates at or above this Jaccard similarity; null keeps them.
-        ngram: length in words of the shared run that counts as contamination with evaluation texts; null switches it off.
+        ngram: length in words of the shared run that counts as contamination with the texts of the evaluation tasks in use (``evaluation``;
+            tasks without a local copy are loaded by mteb); only null switches it off.
         meta_text: records with refusals, chat marks or JSON keys in a text.
         label_leak: classification texts that spell out their label or the misleading one.
         negative_like_positive: records with a negative at or above this word-wise Jaccard similarity to the positive (0.8 is sensible); null keeps
@@ -450,6 +451,10 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"judge_swap is {config.judge_swap!r}; choose drop, keep or null")
     if config.sampling.structured and find_spec("xgrammar") is None:
         bad.append("sampling.structured needs xgrammar: pip install 'speedlit[structured]', or set it to false")
+    if config.filters.ngram is not None and config.filters.ngram < 1:
+        bad.append(f"filters.ngram is {config.filters.ngram}; it must be at least 1 (null: off)")
+    if config.filters.minhash_threshold is not None and not 0 < config.filters.minhash_threshold <= 1:
+        bad.append(f"filters.minhash_threshold is {config.filters.minhash_threshold}; it must lie between 0 and 1 (null: off)")
     unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}
     if unknown:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")

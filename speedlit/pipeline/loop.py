@@ -194,7 +194,7 @@ def context(
 ) -> Context:
     """What the stage's function is given."""
     inputs = {name: every[name].folder(root) for name in every if name != stage.name and every[name].number < stage.number}
-    return Context(stage.name, out, inputs, plain, root, services.backend, services.checker(), shard, services.likelihood)
+    return Context(stage.name, out, inputs, plain, root, services.backend, services.checker(), shard, services.likelihood, services.evaluation_texts)
 
 
 def read_seconds(folder: Path) -> float:

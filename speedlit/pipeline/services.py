@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,12 @@ class Services:
         from speedlit.generation.scoring import sequence_logps
 
         return sequence_logps(self.root / "stages" / FOLDERS[role], prompts, answers, self.config.sampling.batch_size, self.config.sampling.dtype)
+
+    def evaluation_texts(self, names: Sequence[str], data: Path | None) -> Iterable[str]:
+        """The texts of evaluation tasks by name, but for those whose files are in ``data``."""
+        from speedlit.evaluation.texts import evaluation_texts
+
+        return evaluation_texts(names, data)
 
     def url(self) -> str | None:
         """The teacher's base URL: the config's, else ``OPENAI_BASE_URL``, else the embedded teacher's, else the library's own."""

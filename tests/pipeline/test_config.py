@@ -42,6 +42,7 @@ def test_every_shipped_loop_parses_with_the_real_parser(name: str) -> None:
         ("teacher: {embedded: {writer_noise: loud}}\n", ["teacher.embedded.writer_noise is loud; expected float"]),
         ("threads: many\n", ["threads is many; expected int"]),
         ("sampling: 3\nfilters:\n", ["sampling is 3; expected keys and values", "filters is None; expected keys"]),
+        ("filters: {ngram: 0, minhash_threshold: 1.5}\n", ["filters.ngram is 0", "filters.minhash_threshold is 1.5"]),
         ("a: [1\n", ["not valid YAML", ":2"]),
         ("", ["holds nothing"]),
         ("- 1\n", ["list"]),

@@ -219,6 +219,34 @@ def synthetic(root: Path, records: list[Record]) -> list[Record]:
     return [record for record in records if uses[record.prompt_id] == "synthetic"]
 
 
+def test_texts_of_named_evaluation_tasks_are_kept_out_or_the_stage_stops(run: RUN, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, _, _ = run
+    victim = rows(root, "refinement", "records", Record)[5]
+    from speedlit.synthesis.stages import dataset
+
+    def attempt(texts: object, checker: bool = True, **evaluation: object) -> Context:
+        with Server(answer) as server:
+            ctx = context("dataset", tmp_path, server, evaluation={"tasks": [], "data": None, **evaluation}, filters={"ngram": 4})
+            ctx.inputs = {name: root / name for name in ctx.inputs}
+            ctx.evaluation_texts = texts
+            ctx.checker = ctx.checker if checker else None
+            dataset.run(ctx)
+        return ctx
+
+    ctx = attempt(lambda names, folder: [victim.query] if (names, folder) == (["STS12"], None) else [], tasks=["STS12"])
+    assert {"source": "refined", "record_id": victim.id, "reason": "contaminated"} in list(read_jsonl(tmp_path / "dataset" / "dropped.jsonl"))
+    note = ctx.ledger.notes["decontamination"]
+    assert note["texts"] == 1 and victim.id in note["first_ids"]
+    assert note["dropped"] == sum(count for reason, count in ctx.ledger.rejected.items() if reason.endswith(":contaminated")) > 0
+    with pytest.raises(UsageError, match="cannot be had here.*evaluation.data.*filters.ngram to null"):
+        attempt(None, tasks=["STS12"])
+    with pytest.raises(UsageError, match="there is no text in STS12"):
+        attempt(lambda names, folder: [], tasks=["STS12"])
+    ctx = attempt(None, checker=False)
+    assert "nothing to keep out" in ctx.ledger.notes["decontamination"]
+    assert "no evaluation task is named" in capsys.readouterr().err
+
+
 def test_training_rows(run: RUN) -> None:
     root, _, _ = run
     prompts = rows(root, "tasks", "prompts", Prompt)

@@ -9,7 +9,9 @@ does not depend on how many processes there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from speedlit.context import Context
-from speedlit.errors import SpeedlitError
+from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import atomic, canonical_json, remove, write_json, write_jsonl
 from speedlit.progress import Progress
 from speedlit.records import Prompt, Record, Task, Triplet, read_rows
@@ -100,21 +102,43 @@ def dropped(ctx: Context, found: Mapping[str, Sieved]) -> Iterator[dict[str, Any
 
 
 def evaluation_texts(ctx: Context) -> Path | None:
-    """The texts that must not be in the data: local evaluation files, or the tasks rendered from the world's held-out cells."""
+    """Hashes of the texts that must not be in the data: those of the evaluation tasks by name and of the local files; without either, of the
+    tasks rendered from the world's held-out cells. None where the filter is off, or where nothing is evaluated.
+
+    Raises:
+        UsageError: the texts cannot be had.
+    """
     size, settings = ctx.config["filters"].get("ngram"), ctx.config["evaluation"]
-    folder = Path(settings["data"]) if settings.get("data") else None
-    if folder is None and not settings.get("tasks") and ctx.checker is not None:
+    folder, names = Path(settings["data"]) if settings.get("data") else None, settings.get("tasks") or []
+    if folder is None and not names and ctx.checker is not None:
         folder = ctx.out / "evaldata"
         cells = sorted({task.group for task in read_rows(ctx.inputs["tasks"] / "tasks.jsonl", Task) if task.split == "test"})
         unpack(ctx.checker("evaluation", {"cells": cells, "seed": ctx.config["seed"], "sizes": {}})["files"], folder)
-    if folder is None or not size:
-        ctx.ledger.notes["decontamination"] = "off: filters.ngram is null" if folder else "off: no local evaluation texts (evaluation.data)"
+    if not size:
+        ctx.ledger.notes["decontamination"] = "off: filters.ngram is null"
         return None
-    found = ContaminationFilter(texts_in(folder), size)
+    if folder is None and not names:
+        ctx.ledger.notes["decontamination"] = "no evaluation task is in use, so there is nothing to keep out"
+        print("  dataset: no evaluation task is named (evaluation.tasks, evaluation.data), so no text is kept out of the data", file=sys.stderr, flush=True)
+        return None
+    found = ContaminationFilter(itertools.chain(texts_in(folder) if folder else (), named_texts(ctx, names, folder)), size)
+    if not found.texts:
+        raise UsageError(f"there is no text in {folder or ', '.join(names)}, only empty files: mend evaluation.data, or set filters.ngram to null")
     ctx.ledger.notes["decontamination"] = {"words": size, "texts": found.texts}
     path = ctx.out / WORK / "protected.npy"
     found.save(path)
     return path
+
+
+def named_texts(ctx: Context, names: Sequence[str], folder: Path | None) -> Iterable[str]:
+    """The texts of evaluation tasks by name, as far as the folder does not hold them.
+
+    Raises:
+        UsageError: nothing here can load them.
+    """
+    if names and ctx.evaluation_texts is None:
+        raise UsageError("the texts of evaluation.tasks cannot be had here: name a folder that holds them with evaluation.data, or set filters.ngram to null")
+    return ctx.evaluation_texts(names, folder) if names and ctx.evaluation_texts else ()
 
 
 def unpack(files: dict[str, Any], folder: Path) -> None:
