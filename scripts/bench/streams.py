@@ -47,11 +47,12 @@ class Writer:
     """Answers at once, some requests ahead as a real backend does."""
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """One reply per request."""
         for r in requests:
             yield Reply(r.id, r.index, answer(r.messages[-1]["content"], r.sampling.seed), provenance={"backend": "bench", "model": "bench"})
 
     def close(self) -> None:
-        pass
+        """Nothing to free."""
 
 
 def context(name: str, root: Path, size: int) -> Context:
@@ -59,7 +60,8 @@ def context(name: str, root: Path, size: int) -> Context:
     counts = {"seed": size, "root": size // 2, "candidates": 2, "preferences": size // 2, "revisions": size, "synthesis": size, "validation": 0, "test": 10}
     config: dict[str, Any] = {
         "seed": 0, "prompts": "paper", "revision": "edits", "control": False, "counts": counts, "topics": {"file": str(root / "topics.txt"), "depth": 4},
-        "tasks": {"per_topic": 2, "test": 0.1, "validation": 0.0}, "teacher": {"max_tokens": 200}, "sampling": {"max_tokens": 200}, "comparison": {"sources": []},
+        "tasks": {"per_topic": 2, "test": 0.1, "validation": 0.0}, "teacher": {"max_tokens": 200}, "sampling": {"max_tokens": 200},
+        "comparison": {"sources": []},
     }  # fmt: skip
     out = root / name
     out.mkdir(exist_ok=True)
