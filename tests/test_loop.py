@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from speedlit.files import read_json, read_jsonl
+from speedlit.pipeline.config import parse
+from speedlit.planning.plan import plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STAGES = [
@@ -75,6 +77,15 @@ def test_all_stages_finish_and_count(finished: Path) -> None:
     html = (finished / "report.html").read_text()
     assert "<table>" in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_the_plan_foretold_what_the_run_took(finished: Path) -> None:
+    costs, found = read_json(finished / "summary.json")["costs"], plan(parse("smoke"))
+    assert 0.9 * found["total"]["calls"] <= costs["total"]["calls"] <= found["total"]["calls"], "prompts with one valid candidate are not judged"
+    generated = sum(stage["generated"] for stage in read_json(finished / "summary.json")["stages"].values())
+    assert 0.8 * found["total"]["generated"] <= generated <= found["total"]["generated"], "invalid records are not refined"
+    assert costs["other"]["calls"] == 0, "a run without trouble pays for nothing but its answers"
+    assert costs["total"]["per_accepted"]["calls"] == pytest.approx(costs["total"]["calls"] / costs["accepted"])
 
 
 def test_held_out_cells_are_in_no_training_record(finished: Path) -> None:

@@ -479,6 +479,8 @@ def check_costs(config: RunConfig) -> list[str]:
         value = getattr(config.plan, name)
         if value <= 0:
             bad.append(f"plan.{name} is {value}; it must be above 0")
+    if not 0 < config.plan.kept <= 1:
+        bad.append(f"plan.kept is {config.plan.kept}; a share lies above 0 and at most at 1")
     for model, price in config.prices.items():
         bad += [f"prices.{model}.{key} is {value}; it must be at least 0" for key, value in asdict(price).items() if value < 0]
     if config.budget.usd is not None and config.teacher.model not in config.prices:

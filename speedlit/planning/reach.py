@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from speedlit.pipeline.config import RunConfig
-from speedlit.synthesis.stages.tasks import COUNTS, USES
+from speedlit.synthesis.stages.common import COUNTS
+from speedlit.synthesis.stages.tasks import USES
 from speedlit.synthesis.templates import PLACEHOLDER, PromptSet, Template
 
 

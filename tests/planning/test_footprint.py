@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from speedlit.files import read_json
+from speedlit.models.adapter import LoRA
+from speedlit.models.backbone import Backbone
 from speedlit.planning.footprint import Fit, Shape, flops, known_shape, memory, shape_of, trained
 from tests.helpers import tiny_bert, tiny_llama, tiny_qwen3
 
@@ -93,3 +97,21 @@ def test_memory_by_hand() -> None:
     assert memory(SMALL, fit(rank=3, dtype="bfloat16", recompute=True))["activations"] < small["activations"]
     assert memory(SMALL, fit(rank=3, quantized=True))["weights"] < small["weights"]
     assert memory(SMALL, fit(copy=True))["weights"] == 8 * n
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "recomputed"])
+def test_the_formula_agrees_with_a_counter_on_the_real_model(kind: str, tmp_path: Path) -> None:
+    """torch counts the products that run; the formula leaves attention's scores and the smallest products out."""
+    folder = tiny_llama(tmp_path / "m", hidden_size=128, intermediate_size=384, num_hidden_layers=4, tie_word_embeddings=True)
+    shape = shape_of(read_json(folder / "config.json"))
+    backbone = Backbone(str(folder), gradient_checkpointing=kind == "recomputed")
+    model = backbone.build(head=True)
+    model.requires_grad_(True)
+    plan = fit(rank=8 if kind == "lora" else None, recompute=kind == "recomputed")
+    if kind == "lora":
+        model = LoRA(r=8).apply(model)
+    model.train()
+    ids = torch.randint(3, 300, (2, 48))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert flops(shape, plan, ids.numel(), ids.numel()) == pytest.approx(counter.get_total_flops(), rel=0.1)

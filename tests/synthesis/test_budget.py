@@ -141,7 +141,7 @@ def test_kill_9_never_lets_the_cap_be_passed(tmp_path: Path) -> None:
             process.wait()
             process.stdout.close()
             time.sleep(0.1)  # until the server has served what was on its way
-        out, _ = child(server, tmp_path, 300).communicate(timeout=60)
+        out, _ = child(server, tmp_path, 300).communicate(timeout=200)
         account = Account(tmp_path, PRICES)
         account.refresh()
         assert teacher.bill["calls"] <= account.committed().calls == 300
@@ -151,7 +151,7 @@ def test_kill_9_never_lets_the_cap_be_passed(tmp_path: Path) -> None:
         answered = journal.counts()["answered"]
         journal.close()
         before = Counter(server.asked)
-        out, _ = child(server, tmp_path, 1_000).communicate(timeout=60)
+        out, _ = child(server, tmp_path, 1_000).communicate(timeout=200)
     assert len(out.splitlines()) == 600, out[-500:]
     assert sum(server.asked.values()) - sum(before.values()) == 600 - answered, "an answered request was asked again"
 
@@ -160,7 +160,7 @@ def test_two_processes_share_one_cap(tmp_path: Path) -> None:
     teacher = Greedy()
     with Server(teacher, delay=0.01) as server:
         processes = [child(server, tmp_path, 200, f"journal-0000{i}-of-00002.sqlite", f"{i}/2") for i in range(2)]
-        outs = [process.communicate(timeout=60)[0] for process in processes]
+        outs = [process.communicate(timeout=200)[0] for process in processes]
     assert all("budget.calls of 200 calls" in out for out in outs)
     assert teacher.bill["calls"] == 200
     assert min(len(out.splitlines()) for out in outs) > 20, "one process took it all"
