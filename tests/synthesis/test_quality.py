@@ -12,9 +12,9 @@ import pytest
 from speedlit.records import Generation, Preference, Record
 from speedlit.synthesis.filters import words
 from speedlit.synthesis.parsing import Rejected
-from speedlit.synthesis.quality import Answers, JudgeMeasures, Levels, Measures, fault_of, measure, merge, trend
+from speedlit.synthesis.quality import Answers, JudgeMeasures, Levels, Measures, Trend, fault_of, measure, merge
 from speedlit.synthesis.quality.alarms import RULES, lines
-from speedlit.synthesis.quality.diversity import self_bleu
+from speedlit.synthesis.quality.collapse import self_bleu
 from speedlit.synthesis.quality.faults import alike
 from speedlit.synthesis.quality.orders import bounds, branches
 from speedlit.synthesis.stages.common import to_record
@@ -248,13 +248,30 @@ def test_a_noisy_judge() -> None:
     assert judgements(rng, fair, grades=3).result()["alarms"] == [], "among candidates of equal score the first is as good as any"
 
 
-def test_collapse_from_one_generator_to_the_next(world: list[Row]) -> None:
-    before, few = measured(world[:600]), random.Random(1).sample(world, 40)
-    after = measured([(rewritten(few[i % 40][0], positive=f"{few[i % 40][0].positive} {i}"), p) for i, (_, p) in enumerate(world[:600])])
-    found = trend(before, after)
-    assert found["alarms"] == ["collapse"] and found["collapse"] > 0.1 and found["compared"] == 500
-    assert trend(before, measured(random.Random(2).sample(world, 600)))["alarms"] == []
-    assert trend(before, {"records": 5}) == {"alarms": []}
+def trend(before: list[Record], after: list[Record]) -> dict[str, Any]:
+    found = Trend()
+    for name, records in (("before", before), ("after", after)):
+        for record in records:
+            found.add(name, record)
+    return found.result("before", "after")
+
+
+def test_collapse_from_one_generator_to_the_next(world: list[Row], natural: list[Row]) -> None:
+    for rows in (world, natural):
+        mixed = [record for record, _ in random.Random(1).sample(rows, 1000)]
+        before, others = [replace(r, prompt_id=f"{i:03}") for i, r in enumerate(mixed[:500])], mixed[500:]
+        same = trend(before, [replace(record, prompt_id=before[i].prompt_id) for i, record in enumerate(others)])
+        assert same["alarms"] == [] and same["prompts"] == 500, "another draw of the same writer"
+        few = trend(before, [replace(others[i % 25], prompt_id=record.prompt_id) for i, record in enumerate(before)])
+        assert few["alarms"] == ["collapse"] and few["collapse"] > 0.1, few
+    assert trend(before, [replace(record, prompt_id="x" + record.prompt_id) for record in before]) == {"alarms": []}, "no prompt in common"
+    again = trend(before, before[::-1] + [replace(others[0], prompt_id=record.prompt_id, index=1) for record in before])
+    assert again["collapse"] == 0.0, "of several answers to a prompt the first is compared"
+
+
+def test_the_trend_keeps_the_smallest_ids_in_any_order() -> None:
+    rows = [Record("g", f"{i:04}", "sts", "do", {}, f"a b c {i}", "d", []) for i in range(3000)]
+    assert trend(rows, rows[::-1])["prompts"] == 2500
 
 
 def test_self_bleu_by_hand() -> None:

@@ -6,9 +6,9 @@ copies, collapse, broken answers, answers that talk about themselves, drift from
 
 from speedlit.synthesis.quality.alarms import Levels, merge, show
 from speedlit.synthesis.quality.answers import Answers
-from speedlit.synthesis.quality.diversity import trend
+from speedlit.synthesis.quality.collapse import Trend
 from speedlit.synthesis.quality.faults import fault_of
 from speedlit.synthesis.quality.judge import JudgeMeasures
 from speedlit.synthesis.quality.measures import Measures, measure
 
-__all__ = ["Answers", "JudgeMeasures", "Levels", "Measures", "fault_of", "measure", "merge", "show", "trend"]
+__all__ = ["Answers", "JudgeMeasures", "Levels", "Measures", "Trend", "fault_of", "measure", "merge", "show"]

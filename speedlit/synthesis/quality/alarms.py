@@ -83,18 +83,24 @@ class Levels:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value and from how many observations it is."""
+    """A measured value, from how many observations it is, and its 95 % interval where that is not the interval of a share."""
 
     value: float
     n: int
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        return wilson(self.value, self.n) if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Rule:
     """How a measure is held against its level, and what an alarm says.
 
-    ``most`` and ``least`` compare the end of the figure's interval, ``even`` its distance from 0.5; ``exact`` and ``fewest`` compare
-    the bare value from above and from below.
+    ``most`` and ``least`` compare the end of the figure's interval, ``even`` its distance from 0.5; ``fewest`` compares the bare value.
     """
 
     how: str
@@ -110,7 +116,7 @@ RULES = {
     "near_duplicates": Rule("most", "records nearly repeat others"),
     "removed": Rule("most", "the filters leave out much of what was paid for"),
     "top_opening": Rule("most", "many texts begin with the same words"),
-    "collapse": Rule("exact", "texts have become more alike"),
+    "collapse": Rule("most", "texts have become more alike"),
     "dropped": Rule("most", "answers are no usable JSON"),
     "repaired": Rule("most", "answers were no valid JSON and had to be mended"),
     "truncated": Rule("most", "the token limit cuts answers"),
@@ -132,7 +138,7 @@ RULES = {
     "judge_position": Rule("fewest", "the judge favours places"),
     "judge_longer": Rule("even", "the judge goes by length"),
 }
-BOUNDS = {"most": "at most", "exact": "at most", "least": "at least", "fewest": "at least", "even": "off 0.5 by at most"}
+BOUNDS = {"most": "at most", "least": "at least", "fewest": "at least", "even": "off 0.5 by at most"}
 
 
 def wilson(value: float, n: int) -> tuple[float, float]:
@@ -147,12 +153,11 @@ def is_alarm(name: str, figure: Figure, level: float | None) -> bool:
     """Whether the figure, with its interval, lies beyond the level."""
     if level is None or name not in RULES:
         return False
-    low, high = wilson(figure.value, figure.n)
+    low, high = figure.interval
     beyond = {
         "most": figure.value > level and low > level,
         "least": high < level,
         "even": low > 0.5 + level or high < 0.5 - level,
-        "exact": figure.value > level,
         "fewest": figure.value < level,
     }
     return beyond[RULES[name].how]

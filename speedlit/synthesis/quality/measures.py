@@ -92,8 +92,8 @@ class Measures:
             "repaired": Figure(self._repaired / self._count, self._count) if self._count else None,
         }
         ratio = orders.length_ratio(rows)
-        more = {**({"length_ratio": ratio} if ratio is not None else {}), **diversity.nearest(records), "diversity": diversity.diversity(records)}
-        return {"records": self._count, **{name: value for name, value in more.items() if value != {}}, **judged(figures, self._levels)}
+        more = {**({"length_ratio": ratio} if ratio is not None else {}), **diversity.nearest(records)}
+        return {"records": self._count, **more, **judged(figures, self._levels)}
 
 
 def measure(records: Iterable[Record], levels: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from speedlit.records import Record
 from speedlit.synthesis.filters import words
-from speedlit.synthesis.quality.alarms import Figure, wilson
+from speedlit.synthesis.quality.alarms import Figure
 from speedlit.synthesis.quality.lexical import BM25, LONGEST
 
 ENOUGH = 200  # pairs from which a kind is looked at by itself
@@ -36,7 +36,7 @@ def worst(pairs: Pairs) -> Figure | None:
 
 def sureness(figure: Figure) -> float:
     """How far the interval stays away from 0.5; negative where it holds 0.5."""
-    low, high = wilson(figure.value, figure.n)
+    low, high = figure.interval
     return max(low - 0.5, 0.5 - high)
 
 

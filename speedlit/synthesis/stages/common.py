@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -171,8 +171,19 @@ def exact_sampling(ctx: Context, role: str, *parts: Any) -> Sampling:
     return Sampling(0.0, 1.0, writer_sampling(ctx, role).max_tokens, derived_seed(ctx.config["seed"], *parts))
 
 
-def sample(ctx: Context, role: str, source: str, asked: Iterable[tuple[Prompt, Request]], total: int, suffix: str = "") -> int:
+def sample(
+    ctx: Context,
+    role: str,
+    source: str,
+    asked: Iterable[tuple[Prompt, Request]],
+    total: int,
+    suffix: str = "",
+    watch: Callable[[Record, Prompt], None] | None = None,
+) -> int:
     """Let ``role`` answer; write ``generations``, ``records`` and ``rejected`` (with ``suffix``), in the order of the requests.
+
+    Args:
+        watch: is shown every record.
 
     Returns:
         How many records it gave.
@@ -196,6 +207,8 @@ def sample(ctx: Context, role: str, source: str, asked: Iterable[tuple[Prompt, R
             ctx.ledger.accepted += 1
             answers.add(prompt.kind, reply.provenance.get("model", source), record.parsed_by)
             measures.add(record, prompt)
+            if watch:
+                watch(record, prompt)
             out.write("records", record)
             count += 1
     note_quality(ctx, source, measures.result(), answers.result())

@@ -26,7 +26,7 @@ from speedlit.progress import Progress
 from speedlit.records import Prompt, Record, Task, Triplet, read_rows
 from speedlit.synthesis.filters import ContaminationFilter, texts_in
 from speedlit.synthesis.lines import Lines, Stretch, number, rows, spelled, stretches
-from speedlit.synthesis.quality import Measures, trend
+from speedlit.synthesis.quality import Measures
 from speedlit.synthesis.quality.alarms import Figure, judged
 from speedlit.synthesis.quality.measures import SAMPLE
 from speedlit.synthesis.sieve import CONTAMINATED, Sieve, Sieved, Table, sift, spilled
@@ -41,7 +41,6 @@ FILES = {
     "teacher": ("seed", "records.jsonl"),
 }
 MAIN = "refined"  # what the loop is for
-COLLAPSES = (("junior", "senior"), ("senior", "refined"))  # between which sources texts may become alike
 PART = 16 << 20  # bytes of records in one chunk of the shards
 WORK = Path("work", "sieve")  # below the stage's folder
 NAMED = 100  # contaminated records that the ledger names; dropped.jsonl names all
@@ -73,10 +72,6 @@ def run(ctx: Context) -> None:
         note_quality(ctx, source, quality(ctx, source, table), judged({"removed": removed}, ctx.config.get("quality")))
         write(ctx, source, table)
         ctx.ledger.accepted += len(table)
-    measured = ctx.ledger.notes["quality"]
-    for before, after in COLLAPSES:
-        if before in measured and after in measured:
-            note_quality(ctx, f"{after} after {before}", trend(measured[before], measured[after], ctx.config.get("quality")))
     remove(work)
 
 

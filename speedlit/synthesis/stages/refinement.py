@@ -15,7 +15,7 @@ from speedlit.context import Context, Request
 from speedlit.records import Prompt, Record, Revision, read_rows
 from speedlit.synthesis.lines import count_lines, with_prompts
 from speedlit.synthesis.parsing import dumps
-from speedlit.synthesis.quality import Answers, Measures
+from speedlit.synthesis.quality import Answers, Measures, Trend
 from speedlit.synthesis.schemas import change_schema
 from speedlit.synthesis.stages.common import Outputs, ask, exact_sampling, make_record, note_quality, prompts_of, structured
 from speedlit.synthesis.stages.revisions import revise
@@ -33,7 +33,8 @@ def run(ctx: Context) -> None:
     guard = ctx.config.get("revision_guard") == "likelihood"
     answers = ask(ctx, "revisor", questions(ctx, templates.roles["revise"]), "refinement: revisor", count_lines(ctx.inputs["synthesis"] / SENIOR))
     statuses: Counter[str] = Counter()
-    fates, measures = Answers(ctx.config.get("quality")), Measures(ctx.config.get("quality"))
+    levels = ctx.config.get("quality")
+    fates, measures, trend = Answers(levels), Measures(levels), Trend(levels)
     with Outputs(ctx.out, "revisions", "records", "rejected") as out:
         while block := list(itertools.islice(answers, BLOCK)):
             made = []
@@ -52,9 +53,12 @@ def run(ctx: Context) -> None:
                 parsed_by = "revised" if revision.status == "revised" else record.parsed_by
                 refined = make_record(prompt, templates[prompt.kind], revision.after, record.generation_id, parsed_by, "refined", record.index)
                 measures.add(refined, prompt)
+                trend.add("senior", record)
+                trend.add("refined", refined)
                 out.write("records", refined)
     ctx.ledger.notes["status"] = dict(statuses)
     note_quality(ctx, "refined", measures.result(), fates.result())
+    note_quality(ctx, "refined after senior", trend.result("senior", "refined"))
 
 
 def questions(ctx: Context, revise: RoleTemplate) -> Iterator[tuple[tuple[Record, Prompt], Request]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 
 from speedlit.context import Context
-from speedlit.synthesis.quality import trend
+from speedlit.records import Prompt, Record
+from speedlit.synthesis.quality import Trend
 from speedlit.synthesis.stages.common import count_of, note_quality, prompts_of, sample, write_requests
 
 DATA, HELD_OUT = ("synthetic",), ("test", "validation")
@@ -22,10 +23,15 @@ def run(ctx: Context) -> None:
     plan = {"senior": (DATA, samples), "junior": (DATA if "junior" in ctx.config["comparison"]["sources"] else (), max(samples, counts["candidates"]))}
     if ctx.config.get("control", True):
         plan["control"] = ((), samples)
+    trend = Trend(ctx.config.get("quality"))
+
+    def compare(record: Record, prompt: Prompt) -> None:
+        if prompt.use in HELD_OUT:  # the prompts that all of them answer
+            trend.add(record.source, record)
+
     for source, (data, repeats) in plan.items():
         requests = itertools.chain(write_requests(ctx, source, prompts_of(ctx, *data)), write_requests(ctx, source, prompts_of(ctx, *HELD_OUT), repeats))
         total = count_of(ctx, *data) + count_of(ctx, *HELD_OUT) * repeats
-        records = sample(ctx, source, source, requests, total, suffix=f"-{source}")
+        records = sample(ctx, source, source, requests, total, suffix=f"-{source}", watch=compare)
         ctx.ledger.notes[source] = {"requests": total, "records": records}
-    measured = ctx.ledger.notes["quality"]
-    note_quality(ctx, "senior after junior", trend(measured["junior"], measured["senior"], ctx.config.get("quality")))
+    note_quality(ctx, "senior after junior", trend.result("junior", "senior"))
