@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -22,7 +24,10 @@ class Spoiler(L.Callback):
 
 
 class Killer(L.Callback):
-    """kill -9 after so many optimizer steps, or after so many backward passes of this process (in the middle of accumulation)."""
+    """kill -9 after so many optimizer steps, or after so many backward passes of this process (in the middle of accumulation).
+
+    Before that it writes down which samples each step has seen.
+    """
 
     def __init__(self, after_step: int | None = None, after_backward: int | None = None, before_save: bool = False) -> None:
         self.after_step, self.after_backward, self.before_save = after_step, after_backward, before_save
@@ -42,7 +47,9 @@ class Killer(L.Callback):
         if trainer.global_step == self.after_step and self.before_save:
             self._kill()
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
         """Between two steps, after what was to be saved."""
         if trainer.global_step == self.after_step and not self.before_save:
             self._kill()
+        with (Path(trainer.default_root_dir) / "samples.jsonl").open("a") as stream:
+            stream.write(json.dumps([trainer.global_step, [micro["names"] for micro in batch["micro"]]]) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def straight(root: Path) -> dict[str, Path]:
     places = {}
     for kind in KINDS:
         places[kind] = root / f"straight-{kind}"
-        assert in_child(fit, recipe(root, kind), places[kind], progress=False) == 0
+        assert in_child(fit, with_callbacks(recipe(root, kind), None), places[kind], progress=False) == 0
     return places
 
 
@@ -38,8 +39,10 @@ def with_callbacks(config: dict[str, Any], killer: dict[str, Any] | None) -> dic
     return {**config, "trainer": {**config["trainer"], "callbacks": callbacks}}
 
 
-def outcome(place: Path) -> tuple[str, dict[str, bytes]]:
-    return (place / "metrics.csv").read_text(), {p.name: p.read_bytes() for p in (place / "model").glob("*.safetensors")}
+def outcome(place: Path) -> tuple[str, dict[int, Any], dict[str, bytes]]:
+    """Loss trace, the samples of each step (as last trained on), final weights."""
+    samples = dict(map(json.loads, (place / "samples.jsonl").read_text().splitlines()))
+    return (place / "metrics.csv").read_text(), samples, {p.name: p.read_bytes() for p in (place / "model").glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -57,32 +60,36 @@ def test_killed_fits_go_on_bit_for_bit(root: Path, straight: dict[str, Path], tm
 
 
 def kills(seed: int, micro: int) -> list[dict[str, Any]]:
-    """Four random moments in a run of two epochs with 4 steps each: before or after a save, or at any backward pass of a step."""
+    """Random moments in a run that ends in the second of its epochs of 4 steps: before or after a save, or at any backward pass; and the very end."""
     draw, done, out = random.Random(seed), 0, []
-    while len(out) < 4:
+    while len(out) < 3:
         if draw.random() < 0.5:
-            passes = draw.randint(1, micro * min(3, 8 - done))
+            passes = draw.randint(1, micro * min(3, 6 - done))
             out.append({"after_backward": passes})
             done += (passes - 1) // micro
         else:
-            step, before = min(done + draw.randint(1, 3), 7), draw.random() < 0.5 and done < 7
+            step, before = min(done + draw.randint(1, 3), 5), draw.random() < 0.5 and done < 5
             out.append({"after_step": step, "before_save": before})
             done = max(done, step - before)
-    return out
+    return [*out, {"after_step": 6, "before_save": True}]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_kills_and_other_worker_counts_change_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Each attempt has another number of loader workers. DPO reads log-probs that an attempt which was killed has precomputed."""
     monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: "neither killer nor workers are part of the recipe")
-    model = {"reference": "precomputed"} if kind == "preference" else {"temperature": 0.05} if kind == "contrastive" else {}
-    assert in_child(fit, recipe(root, kind, model=dict(model)), tmp_path / "straight", progress=False) == 0
+
+    def six_steps(workers: int) -> dict[str, Any]:
+        model = {"reference": "precomputed"} if kind == "preference" else {}
+        return recipe(root, kind, model=model, data={"workers": workers}, trainer={"max_epochs": None, "max_steps": 6})
+
+    assert in_child(fit, with_callbacks(six_steps(0), None), tmp_path / "straight", progress=False) == 0
     for table in (root / kind).glob("reference-*"):
         table.unlink()
     plan = kills(seed=5 + KINDS.index(kind), micro=1 if kind == "contrastive" else 2)
     for number, kill in enumerate([*plan, None]):
-        config = recipe(root, kind, model=dict(model), data={"workers": (number + 1) % 3})
-        assert in_child(fit, with_callbacks(config, kill), tmp_path / "killed", progress=False) == (-9 if kill else 0), (number, kill)
+        config = with_callbacks(six_steps((number + 1) % 3), kill)
+        assert in_child(fit, config, tmp_path / "killed", progress=False) == (-9 if kill else 0), (number, kill)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "straight")
 
 
@@ -91,7 +98,7 @@ def test_a_killed_full_fit_with_precomputed_reference_goes_on(root: Path, tmp_pa
     monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: "the killer is not part of the recipe")
     for reference in ("precomputed", "copy"):
         config = recipe(root, "preference", lora=False, model={"reference": reference})
-        assert in_child(fit, config, tmp_path / reference, progress=False) == 0
+        assert in_child(fit, with_callbacks(config, None), tmp_path / reference, progress=False) == 0
         killed = tmp_path / f"{reference}-killed"
         assert in_child(fit, with_callbacks(config, {"after_step": 5}), killed, progress=False) == -9
         assert in_child(fit, with_callbacks(config, None), killed, progress=False) == 0
@@ -102,7 +109,7 @@ def test_more_epochs_after_an_end_go_on_in_the_same_order(root: Path, tmp_path: 
     """One epoch, then the same with two: the second epoch is that of a run of two (constant rate, as a schedule depends on its end)."""
     monkeypatch.setattr("speedlit.pipeline.fitting._identity", lambda config: str(config["trainer"]["max_epochs"]))
     monkeypatch.setattr("speedlit.pipeline.fitting.remove", lambda path: None)
-    config = recipe(root, "sft", model={"schedule": {"kind": "constant"}})
+    config = with_callbacks(recipe(root, "sft", model={"schedule": {"kind": "constant"}}), None)
     assert in_child(fit, config, tmp_path / "two", progress=False) == 0
     one = {**config, "trainer": {**config["trainer"], "max_epochs": 1}}
     assert in_child(fit, one, tmp_path / "grown", progress=False) == 0
