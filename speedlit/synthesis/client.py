@@ -224,7 +224,7 @@ class HTTPBackend:
 
     async def _ask(self, key: str, request: Request) -> None:
         """Ask one request until it has a usable answer, is refused, or the attempts are used up."""
-        body, doubted, first_failure = chat_body(self.model, request, self.extra), "", 0.0
+        body, doubted, blamed, before = chat_body(self.model, request, self.extra), "", 0, 0.0
         for attempt in itertools.count():
             tried = await self._attempt(key, body, doubted)
             outcome, reason = tried.outcome, tried.reason
@@ -232,9 +232,9 @@ class HTTPBackend:
                 self._health.good()
                 self._settle(key, (tried.answer, False, ""))
                 return
-            first_failure = first_failure or time.monotonic()
+            blamed, before = blamed + self._health.blames(outcome, before), time.monotonic()
             self._health.bad(outcome, reason)
-            hopeless = self._health.hopeless(outcome, attempt, first_failure)
+            hopeless = self._health.hopeless(outcome, attempt, blamed)
             if end := self._health.fatal(outcome, reason, attempt, hopeless):
                 self._halt(end)
             self._check()

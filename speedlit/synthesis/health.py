@@ -46,14 +46,15 @@ class Health:
         self._failed += 1
         self._last = f"{reason} {' '.join(outcome.raw.split())[:200]}".strip()
 
-    def hopeless(self, outcome: Outcome, attempt: int, first_failure: float) -> bool:
-        """Whether a request is given up after its ``attempt``-th attempt (from 0). While the whole server is down, no single request is to blame."""
+    def blames(self, outcome: Outcome, before: float) -> bool:
+        """Whether an attempt counts against its request: not while a server that used to answer gives nobody anything since the failure ``before``."""
+        return not self.answered or outcome.paid or self._good_at > before
+
+    def hopeless(self, outcome: Outcome, attempt: int, blamed: int) -> bool:
+        """Whether a request is given up after its ``attempt``-th attempt (from 0), ``blamed`` of which count against it."""
         if 400 <= outcome.status < 500 and outcome.status not in PASSING:
             return True
-        if attempt < self.retries:
-            return False
-        down = self.answered and not outcome.paid
-        return not down or self._good_at > first_failure or time.monotonic() - self._good_at > self.patience
+        return blamed > self.retries or (attempt >= self.retries and self.answered and time.monotonic() - self._good_at > self.patience)
 
     def fatal(self, outcome: Outcome, reason: str, attempt: int, hopeless: bool) -> SpeedlitError | None:
         """The end of the run, where what happened would befall every other request too."""
