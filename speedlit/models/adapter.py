@@ -135,11 +135,11 @@ def keep_frozen(model: Any, folders: Sequence[Path]) -> None:
                 model.load_adapter(str(folder), f"{FROZEN}{number}", is_trainable=False, autocast_adapter_dtype=False)
         except (RuntimeError, ValueError, KeyError, OSError, UserWarning) as error:
             raise UsageError(f"the adapter in {folder} doesn't fit the base model: {str(error).splitlines()[0][:200]}") from error
+    dtype = next(iter(adapter_parameters(model).values())).dtype
     for layer in _adapted(model):
         for name in frozen_names(layer):
             layer.lora_dropout[name] = torch.nn.Identity()
-            for part in (layer.lora_A, layer.lora_B):
-                part[name].to(part[TRAINED].weight.dtype)
+            layer.lora_A[name].to(dtype), layer.lora_B[name].to(dtype)
     _activate(model, trained=True)
 
 

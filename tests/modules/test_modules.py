@@ -227,7 +227,8 @@ def test_a_senior_over_a_junior_that_is_kept_frozen(root: Path, junior: Path, tm
         tiny_llama(root / "base", hidden_size=64, intermediate_size=128)
         fit(recipe(root, "sft"), root / "junior", progress=False)
         junior = root / "junior" / "model"
-    adapter = {"class_path": "QLoRA" if quantized else "LoRA", "init_args": {"r": 4, "dropout": 0.1}}
+    targets = "all-linear" if quantized else ["q_proj", "v_proj"]  # fewer than the junior's
+    adapter = {"class_path": "QLoRA" if quantized else "LoRA", "init_args": {"r": 4, "dropout": 0.1, "targets": targets}}
     backbone = {"name": str(root / "base"), "adapters": [str(junior)], "dtype": "bfloat16" if quantized else "float32"}
     model = {"nll_weight": 0.0, "backbone": backbone, "adapter": adapter, "reference": None if quantized else "frozen_adapter"}
     fit(recipe(root, "preference", model=model), tmp_path / "senior", progress=False)
@@ -241,9 +242,9 @@ def test_a_senior_over_a_junior_that_is_kept_frozen(root: Path, junior: Path, tm
     assert Backbone(str(tmp_path / "senior" / "model")).chain()[1] == [junior, tmp_path / "senior" / "model"]
 
     if not quantized:
-        module = DPOModule(Backbone(str(root / "base"), [str(junior)]), LoRA(r=4), TokenContract(), reference="frozen_adapter")
+        module = DPOModule(Backbone(str(root / "base"), [str(junior)]), LoRA(r=4, targets=targets), TokenContract(), reference="frozen_adapter")
         module.configure_model()
-        module.load_state_dict(trained, strict=False)
+        assert not module.load_state_dict(trained, strict=False).unexpected_keys
         batch = collate.collate_rows(collate.encode_preference(module.tokenizer, module.tokens, preference_rows(4)), 0)
         exported = target_logps(load_folder(tmp_path / "senior" / "model").model, batch)[0]
         assert torch.allclose(target_logps(module.model.eval(), batch)[0], exported, atol=1e-4)
