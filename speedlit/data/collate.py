@@ -69,6 +69,7 @@ def encode_contrastive(tokenizer: Any, tokens: TokenContract, rows: Sequence[dic
         samples.append({
             "id": row["id"], "kind": row["kind"], "query": query, "documents": docs, "width": len(query) + sum(map(len, docs)), "targets": len(own) - 1,
             "asked": text_hash(row["instruction"] + "\n" + row["query"]), "query_text": text_hash(row["query"]), "texts": [text_hash(n) for n in names],
+            "scores": row.get("scores") or [],
         })  # fmt: skip
     return samples
 
@@ -85,7 +86,9 @@ def collate_rows(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
     return {"ids": ids, "labels": labels, "lengths": lengths, "names": [s["id"] for s in samples]}
 
 
-def collate_contrastive(samples: Sequence[Sample], pad_id: int, slots: int, chunk: int | None, overhead: int = 256) -> dict[str, Any]:
+def collate_contrastive(
+    samples: Sequence[Sample], pad_id: int, slots: int, chunk: int | None, overhead: int = 256, places: int | None = None
+) -> dict[str, Any]:
     """Texts in chunks of similar length, and how to put their vectors back in order.
 
     Args:
@@ -94,24 +97,33 @@ def collate_contrastive(samples: Sequence[Sample], pad_id: int, slots: int, chun
         slots: documents per query, the same on every rank; a sample with fewer has empty slots.
         chunk: texts in a chunk at most; None: no bound.
         overhead: what one more chunk costs, in padded tokens.
+        places: samples of a rank, the same on every rank; this one may have fewer, and the places left over are empty.
 
     Returns:
         chunks: list of (ids, mask); order (texts,): row of each text among all chunks' rows, queries first, then documents
-        sample by sample, -1 for an empty slot; asked and query_text (B,), texts (B, slots): hashes, 0 for an empty slot.
+        sample by sample, -1 for an empty slot or place; asked and query_text (B,), texts (B, slots): hashes, 0 for an empty one;
+        scores (B, slots): of the documents, where the samples have them, else nan.
     """
+    count = len(samples) if places is None else places
     texts = [s["query"] for s in samples] + [document for s in samples for document in s["documents"]]
+    if not texts:
+        texts = [[pad_id]]  # a rank without samples goes along
     by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
     pieces = cuts(np.array([len(texts[i]) for i in by_length]), chunk, overhead)
     chunks = [pad_ids([texts[i] for i in by_length[start:end]], pad_id) for start, end in pieces]
     place = {text: row for row, text in enumerate(by_length)}
-    order, following = [place[i] for i in range(len(samples))], len(samples)
-    hashes = np.zeros((len(samples), slots), dtype=np.int64)
+    empty, following = count - len(samples), len(samples)
+    order = [place[i] for i in range(len(samples))] + [-1] * empty
+    hashes, scores = np.zeros((count, slots), dtype=np.int64), np.full((count, slots), np.nan, dtype=np.float32)
+    asked, query_text = np.zeros((2, count), dtype=np.int64)
     for number, sample in enumerate(samples):
-        count = len(sample["documents"])
-        order += [place[i] for i in range(following, following + count)] + [-1] * (slots - count)
-        hashes[number, :count] = sample["texts"]
-        following += count
+        own = len(sample["documents"])
+        order += [place[i] for i in range(following, following + own)] + [-1] * (slots - own)
+        hashes[number, :own], asked[number], query_text[number] = sample["texts"], sample["asked"], sample["query_text"]
+        scores[number, : len(sample["scores"])] = sample["scores"]
+        following += own
     return {
-        "chunks": chunks, "order": torch.tensor(order), "texts": torch.from_numpy(hashes), "kind": samples[0]["kind"], "names": [s["id"] for s in samples],
-        "asked": torch.tensor([s["asked"] for s in samples]), "query_text": torch.tensor([s["query_text"] for s in samples]),
+        "chunks": chunks, "order": torch.tensor(order + [-1] * empty * slots),
+        "kind": samples[0]["kind"] if samples else "", "names": [s["id"] for s in samples],
+        "texts": torch.from_numpy(hashes), "scores": torch.from_numpy(scores), "asked": torch.from_numpy(asked), "query_text": torch.from_numpy(query_text),
     }  # fmt: skip

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import lightning as L
 import numpy as np
@@ -27,70 +27,103 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import content_id
 
 OVERHEAD = {"cpu": 128, "cuda": 4096}  # tokens that one more pass is worth: a GPU wants large passes
+CHARACTERS = 4  # of a token, about
 Encode = Callable[[Any, TokenContract, list[dict[str, Any]]], list[collate.Sample]]
+Places = Union[str, list[Union[str, dict[str, Any]]]]  # noqa: UP007 - evaluated at run time on Python 3.10 as well
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard set in a mixture.
+
+    Attributes:
+        path: its folder.
+        weight: how often an epoch goes through it: 0.1 takes a tenth of it, another one each time; 2 takes each sample twice.
+        cap: samples of an epoch at most.
+    """
+
+    path: str
+    weight: float = 1.0
+    cap: int | None = None
+
+    @classmethod
+    def of(cls, value: str | dict[str, Any]) -> Source:
+        """From an entry of ``data.shards``.
+
+        Raises:
+            UsageError: an unknown key, no path, or a weight or cap that takes nothing.
+        """
+        entry = {"path": value} if isinstance(value, (str, Path)) else dict(value)
+        if strange := sorted(set(entry) - {"path", "weight", "cap"}):
+            raise UsageError(f"data.shards has an entry with {', '.join(strange)}; it knows path, weight and cap")
+        if not entry.get("path"):
+            raise UsageError(f"data.shards has an entry without path: {entry}")
+        found = cls(str(entry["path"]), float(entry.get("weight", 1.0)), entry.get("cap"))
+        if not 0 < found.weight < float("inf") or (found.cap is not None and found.cap < 1):
+            raise UsageError(f"data.shards: weight {found.weight} and cap {found.cap} of {found.path} take nothing; leave the set out, or raise them above 0")
+        return found
+
+    def take(self, count: int) -> int:
+        """Samples of an epoch, of a set of ``count``."""
+        return max(1, min(round(self.weight * count), self.cap or sys.maxsize))
+
+
+def sources(places: Places) -> list[Source]:
+    """The entries of ``data.shards``."""
+    return [Source.of(place) for place in (places if isinstance(places, list) else [places])]
 
 
 class Samples:
-    """The encoded samples of one or more shard sets, by index, and what the plan must know of each.
-
-    Small sets are encoded once and kept; of large ones only a table of sizes is kept (and cached beside the shards).
+    """The samples of one or more shard sets, by index: encoded when they are asked for, and what the plan knows of each before that.
 
     Attributes:
-        widths: tokens per sample.
-        targets: target tokens (sft, preference) or hard negatives (contrastive) per sample.
+        widths: characters per sample, a measure of its work.
+        documents: of contrastive samples, the positive counted; else None.
         kinds: task kind per sample as a number, or None.
+        starts: where each set begins, and how many samples there are.
+        chunks: likewise of the chunks; None where all sets are kept in memory.
     """
 
     def __init__(self, sets: list[ShardSet], encode: Encode, tokenizer: Any, tokens: TokenContract) -> None:
         self.sets, self.encode, self.tokenizer, self.tokens = sets, encode, tokenizer, tokens
         self.starts = np.cumsum([0, *map(len, sets)])
-        self._kept: list[collate.Sample] | None = [] if all(s.small for s in sets) else None
-        table = np.concatenate([self._table(s) for s in sets])
-        self.widths, self.targets = table[:, 0], table[:, 1]
-        self.kinds = table[:, 2] if sets[0].shape == "contrastive" else None
+        self.small = all(found.small for found in sets)
+        self.chunks = None if self.small else np.unique(np.concatenate([s.starts + start for s, start in zip(sets, self.starts, strict=False)]))
+        self._kept: dict[int, collate.Sample] = {}
+        tables = [found.table() for found in sets]
+        self.widths = np.concatenate([sum(column.astype(np.int64) for name, column in t.items() if name not in ("documents", "kind")) for t in tables])
+        contrastive = sets[0].shape == "contrastive"
+        self.documents = np.concatenate([table["documents"] for table in tables]) if contrastive else None
+        self.kinds = np.concatenate([_kind_numbers(s)[table["kind"]] for s, table in zip(sets, tables, strict=True)]) if contrastive else None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, index: int) -> collate.Sample:
-        if self._kept is not None:
-            return self._kept[index]
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.encode(self.tokenizer, self.tokens, [self.sets[number][int(index - self.starts[number])]])[0]
+    def take(self, places: np.ndarray) -> list[collate.Sample]:
+        """The samples at ``places``, in their order; those of small sets are encoded once."""
+        missing = np.asarray([place for place in np.unique(places).tolist() if place not in self._kept], dtype=np.int64)
+        rows = [row for number, found in enumerate(self.sets) for row in found.take(self._of(number, missing))]
+        made = dict(zip(missing.tolist(), self.encode(self.tokenizer, self.tokens, rows), strict=True)) if rows else {}
+        if self.small:
+            self._kept.update({place: _compact(sample) for place, sample in made.items()})
+            made = self._kept
+        return [made[place] for place in places.tolist()]
 
-    def _table(self, shards: ShardSet) -> np.ndarray:
-        """Width, targets and kind of every sample: shape (rows, 3)."""
-        cache = shards.path / f"tokens-{self._key(shards)}.npy"
-        if self._kept is None and cache.is_file():
-            return np.asarray(np.load(cache))
-        kinds = {kind: collate.text_hash(kind) & 0x7FFFFFFF for kind in shards.manifest.kinds}
-        rows: list[tuple[int, int, int]] = []
-        stream = iter(shards)
-        while block := list(islice(stream, 1024)):
-            samples = self.encode(self.tokenizer, self.tokens, block)
-            rows += [(s["width"], s["targets"], kinds[s["kind"]] if "kind" in s else 0) for s in samples]
-            if self._kept is not None:
-                self._kept += [_compact(sample) for sample in samples]
-        table = np.asarray(rows, dtype=np.int64)
-        if self._kept is None:
-            self._save(cache, table)
-        return table
-
-    def _key(self, shards: ShardSet) -> str:
-        tokenizer = self.tokenizer.backend_tokenizer.to_str() if getattr(self.tokenizer, "is_fast", False) else repr(self.tokenizer)
-        return content_id([shards.manifest.lengths, self.tokens.to_json(), tokenizer])
+    def _of(self, number: int, places: np.ndarray) -> np.ndarray:
+        """Which of the ascending ``places`` lie in a set, counted from its beginning."""
+        first, last = np.searchsorted(places, self.starts[number : number + 2])
+        return places[first:last] - self.starts[number]
 
     def tables(self, name: str) -> list[Path]:
         """Per shard set, the file of a table about its samples as they are now: rows, token contract and tokenizer."""
-        return [s.path / f"{name}-{content_id([[c['sha256'] for c in s.manifest.chunks], self._key(s)])}.npz" for s in self.sets]
+        tokenizer = self.tokenizer.backend_tokenizer.to_str() if getattr(self.tokenizer, "is_fast", False) else repr(self.tokenizer)
+        read = [self.tokens.to_json(), tokenizer]
+        return [s.path / f"{name}-{content_id([[c['sha256'] for c in s.manifest.chunks], read])}.npz" for s in self.sets]
 
-    def _save(self, cache: Path, table: np.ndarray) -> None:
-        temporary = cache.with_name(f".{cache.stem}.{os.getpid()}.npy")
-        try:
-            np.save(temporary, table)
-            temporary.replace(cache)
-        except OSError:  # a read-only folder: the table is made again next time
-            temporary.unlink(missing_ok=True)
+
+def _kind_numbers(found: ShardSet) -> np.ndarray:
+    """A number for each task kind of a set, the same in every set."""
+    return np.asarray([collate.text_hash(kind) & 0x7FFFFFFF for kind in sorted(found.manifest.kinds)], dtype=np.int64)
 
 
 def _compact(value: Any) -> Any:
@@ -108,7 +141,7 @@ class Steps(Dataset[dict[str, Any]]):
     """Optimizer steps of one rank by number, counted over all epochs.
 
     Args:
-        samples: the encoded samples.
+        samples: of the shard sets.
         shape: of the shard sets.
         batch_size: samples of a step over all ranks.
         micro_batch: samples (contrastive: texts) in one forward pass at most; None: no bound.
@@ -118,6 +151,7 @@ class Steps(Dataset[dict[str, Any]]):
         drop_last: leave out the last, smaller batch (contrastive: of each kind).
         overhead: what one more forward and backward pass costs, in padded tokens.
         layout: puts samples into rows of several sequences; None: each sequence has a row.
+        mix: how much of each shard set an epoch takes; None: all of all.
     """
 
     def __init__(
@@ -133,37 +167,53 @@ class Steps(Dataset[dict[str, Any]]):
         drop_last: bool = False,
         overhead: int = 256,
         layout: packing.Layout | None = None,
+        mix: list[Source] | None = None,
     ) -> None:
         self.overhead, self.layout = overhead, layout
         self.samples, self.shape, self.batch_size, self.micro_batch, self.seed = samples, shape, batch_size, micro_batch, seed
         self.rank, self.world, self.shuffle, self.drop_last = rank, world, shuffle, drop_last
+        sizes = list(map(len, samples.sets))
+        self.takes = [source.take(size) for source, size in zip(mix, sizes, strict=True)] if mix and shuffle else sizes
         self.pad = samples.tokenizer.pad_token_id or 0
         self._epoch, self._batches = -1, list[np.ndarray]()
         self.per_epoch = len(self.batches(0))
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The global batches of an epoch."""
+        """The global batches of an epoch; they don't depend on the number of ranks."""
         if epoch != self._epoch:
             self._batches, self._epoch = self._plan(epoch), epoch
         return self._batches
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
-        samples = self.samples
+        samples, size = self.samples, self.batch_size
         if self.shuffle:
-            found = plan.global_batches(len(samples), self.batch_size, self.seed, epoch, samples.kinds, keep_rest=not self.drop_last)
-        else:
-            places = np.arange(len(samples))
-            groups = [places] if samples.kinds is None else [places[samples.kinds == kind] for kind in np.unique(samples.kinds)]
-            found = [group[start : start + self.batch_size] for group in groups for start in range(0, len(group), self.batch_size)]
-        if self.world == 1:
-            return found
-        if self.shape == "contrastive":
-            return plan.equal_parts(found, self.world)[0]
-        return [batch for batch in found if len(batch) >= self.world]  # no rank may be without work
+            keep = not self.drop_last
+            return plan.global_batches(len(samples), size, self.seed, epoch, samples.kinds, keep, self._members(epoch), samples.chunks)
+        places = np.arange(len(samples))
+        groups = [places] if samples.kinds is None else [places[samples.kinds == kind] for kind in np.unique(samples.kinds)]
+        return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+    def _members(self, epoch: int) -> np.ndarray | None:
+        """The samples that an epoch takes, where it doesn't take all of them once."""
+        samples = self.samples
+        if self.takes == list(map(len, samples.sets)):
+            return None
+        parts = []
+        for number, take in enumerate(self.takes):
+            places = np.arange(samples.starts[number], samples.starts[number + 1])
+            kinds = np.zeros(len(places)) if samples.kinds is None else samples.kinds[places]
+            groups = [places[kinds == kind] for kind in np.unique(kinds)]
+            parts.append(places if take == len(places) else plan.share(groups, take, [self.seed & 0xFFFFFFFF, number], epoch))
+        return np.concatenate(parts)
 
     def left_out(self) -> int:
         """Samples of an epoch that no batch holds."""
-        return len(self.samples) - sum(map(len, self.batches(0)))
+        return sum(self.takes) - sum(map(len, self.batches(0)))
+
+    def identity(self) -> str:
+        """What the sequence of global batches depends on."""
+        sets = [[found.manifest.index, found.manifest.lengths] for found in self.samples.sets]
+        return content_id([sets, self.takes, self.batch_size, self.seed, self.shuffle, self.drop_last])
 
     def __len__(self) -> int:
         return self.per_epoch
@@ -172,27 +222,44 @@ class Steps(Dataset[dict[str, Any]]):
         """The step: its micro-batches, and over all ranks the number of samples and of target tokens."""
         epoch, index = divmod(number, self.per_epoch)
         batch = self.batches(epoch)[index]
-        part = plan.rank_slice(batch, self.samples.widths, self.rank, self.world)
-        targets = self.samples.targets
-        if self.shape == "contrastive":
-            slots = 1 + int(targets[batch].max())
-            micro = [collate.collate_contrastive([self.samples[i] for i in part], self.pad, slots, self.micro_batch, self.overhead)]
-        else:
-            micro = self.micro(part)
-        return {"micro": micro, "samples": len(batch), "targets": int(targets[batch].sum()), "tokens": int(self.samples.widths[part].sum()), "number": number}
+        made = self._contrastive(batch) if self.shape == "contrastive" else self._rows(batch)
+        return {**made, "samples": len(batch), "number": number}
 
-    def micro(self, part: np.ndarray) -> list[dict[str, Any]]:
+    def _contrastive(self, batch: np.ndarray) -> dict[str, Any]:
+        """One micro-batch: the loss needs all vectors. Ranks have equally many places; those that are left over stay empty."""
+        documents = self.samples.documents
+        assert documents is not None
+        part = plan.rank_slice(batch, self.samples.widths, self.rank, self.world)
+        samples, places = self.samples.take(part), -(-len(batch) // self.world)
+        micro = collate.collate_contrastive(samples, self.pad, int(documents[batch].max()), self.micro_batch, self.overhead, places)
+        if not samples:
+            micro["kind"] = self.samples.take(batch[:1])[0]["kind"]
+        return {"micro": [micro], "targets": int((documents[batch] - 1).sum()), "tokens": sum(int(sample["width"]) for sample in samples)}
+
+    def _rows(self, batch: np.ndarray) -> dict[str, Any]:
+        """Micro-batches of similar length. Every rank encodes the whole batch, to know how many target tokens it has."""
+        samples = self.samples.take(batch)
+        widths = np.asarray([sample["width"] for sample in samples])
+        part = plan.rank_slice(np.arange(len(batch)), widths, self.rank, self.world)
+        if len(part):
+            micro = self.micro([samples[i] for i in part], batch[part], widths[part])
+        else:  # more ranks than samples: this one goes along without adding anything
+            micro = [{**self.rows(batch[:1]), "idle": True}]
+        return {"micro": micro, "targets": sum(sample["targets"] for sample in samples), "tokens": int(widths[part].sum())}
+
+    def micro(self, samples: list[collate.Sample], places: np.ndarray, widths: np.ndarray) -> list[dict[str, Any]]:
         """The micro-batches of a rank's slice (sft, preference)."""
-        if self.layout is None:
-            return [self.rows(cut) for cut in plan.micro_batches(part, self.samples.widths, self.micro_batch, self.overhead)]
-        samples = [self.samples[i] for i in part]
-        return [self._units(cut, samples, part) for cut in packing.micro_batches(self.layout(samples), self.micro_batch, self.overhead)]
+        if self.layout is not None:
+            return [self._units(cut, samples, places) for cut in packing.micro_batches(self.layout(samples), self.micro_batch, self.overhead)]
+        cuts = plan.micro_batches(np.arange(len(places)), widths, self.micro_batch, self.overhead)
+        return [self._apart([samples[i] for i in cut], places[cut]) for cut in cuts]
 
     def rows(self, places: np.ndarray) -> dict[str, Any]:
         """One micro-batch of the samples at ``places`` (sft, preference)."""
-        samples = [self.samples[i] for i in places]
-        if self.layout is not None:
-            return self._units(self.layout(samples), samples, places)
+        samples = self.samples.take(places)
+        return self._apart(samples, places) if self.layout is None else self._units(self.layout(samples), samples, places)
+
+    def _apart(self, samples: list[collate.Sample], places: np.ndarray) -> dict[str, Any]:
         return {**collate.collate_rows(samples, self.pad), "places": torch.from_numpy(places)}
 
     def _units(self, units: list[packing.Unit], samples: list[collate.Sample], places: np.ndarray) -> dict[str, Any]:
@@ -204,7 +271,7 @@ class Steps(Dataset[dict[str, Any]]):
         """Every sample of the set once over all ranks, in micro-batches that depend on nothing but lengths."""
         order = np.argsort(self.samples.widths, kind="stable")
         size = min(self.micro_batch or self.batch_size, self.batch_size)
-        for start, end in plan.cuts(self.samples.widths[order], size, self.overhead)[self.rank :: self.world]:
+        for start, end in plan.cuts(self.samples.widths[order], size, self.overhead * CHARACTERS)[self.rank :: self.world]:
             yield self.rows(order[start:end])
 
 
@@ -231,11 +298,11 @@ class StepLoader:
             self.done += 1
             yield step
 
-    def state_dict(self) -> dict[str, int]:
-        """For the checkpoint: steps handed out, and how many make an epoch."""
-        return {"done": self.done, "per_epoch": len(self)}
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: steps handed out, how many make an epoch, and which plan they follow."""
+        return {"done": self.done, "per_epoch": len(self), "plan": self.steps.identity()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after so many steps.
 
         Raises:
@@ -245,6 +312,11 @@ class StepLoader:
             raise UsageError(
                 f"the checkpoint was written with {state['per_epoch']} steps per epoch, now there are {len(self)}: "
                 "the shards or data.batch_size changed; start in another folder or put them back"
+            )
+        if state.get("plan", self.steps.identity()) != self.steps.identity():
+            raise UsageError(
+                "the checkpoint was written with other data: the shards, their weights or caps, data.batch_size, data.drop_last or the seed changed, "
+                "so its batches can't go on; start in another folder or put them back"
             )
         self.done = state["done"]
 
@@ -257,7 +329,7 @@ class ShardData(L.LightningDataModule):
 
     def __init__(
         self,
-        shards: str | list[str],
+        shards: Places,
         batch_size: int = 16,
         micro_batch: int | None = None,
         workers: int = 0,
@@ -276,7 +348,7 @@ class ShardData(L.LightningDataModule):
         self._other: dict[str, StepLoader] = {}
 
     def setup(self, stage: str) -> None:
-        """Open, verify and encode; needs the module's tokenizer and token contract.
+        """Open, verify and plan; needs the module's tokenizer and token contract.
 
         Raises:
             UsageError: shards that are missing, damaged or of another shape.
@@ -285,16 +357,16 @@ class ShardData(L.LightningDataModule):
             self.train = self.loader(self.shards, shuffle=True)
             left = self.train.steps.left_out()
             if left and self.rank == 0:
-                print(f"  data: {left} of {len(self.train.steps.samples)} samples of an epoch don't fill a batch and are left out", file=sys.stderr)
+                print(f"  data: {left} of {sum(self.train.steps.takes)} samples of an epoch don't fill a batch and are left out", file=sys.stderr)
         if stage != "fit" or self.validation:
             place = self.validation if self.validation and stage in ("fit", "validate") else self.shards
             self._other[stage] = self.loader(place, shuffle=False)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the training loader stands. Lightning's own loader state is lost when something asks for the number of steps before it is read."""
         return self.train.state_dict() if self.train else {}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there."""
         if self.train and state_dict:
             self.train.load_state_dict(state_dict)
@@ -304,9 +376,11 @@ class ShardData(L.LightningDataModule):
         """Of this process."""
         return self.trainer.global_rank if self.trainer else 0
 
-    def loader(self, places: str | list[str], shuffle: bool) -> StepLoader:
+    def loader(self, places: Places, shuffle: bool) -> StepLoader:
         """A loader over shard sets."""
-        sets = [ShardSet(place).verify() for place in ([places] if isinstance(places, str) else places)]
+        mix = sources(places)
+        sets = [ShardSet(source.path) for source in mix]
+        sets = [found.verify() if found.small else found.check() for found in sets]
         for found in sets:
             if found.shape != self.shape:
                 raise UsageError(f"shards {found.path} are of shape {found.shape}; {type(self).__name__} reads {self.shape}: use the data module of that shape")
@@ -317,12 +391,10 @@ class ShardData(L.LightningDataModule):
             raise UsageError(f"{type(self).__name__} needs a module with `tokenizer` and `tokens`, and {type(module).__name__} has none")
         samples = Samples(sets, type(self).encode, module.tokenizer, module.tokens)
         world = trainer.world_size
-        if self.batch_size % world and self.shape == "contrastive":
-            raise UsageError(f"data.batch_size is {self.batch_size} and there are {world} processes: a contrastive batch must divide evenly")
         gpu = trainer.strategy.root_device.type == "cuda"
         steps = Steps(
             samples, self.shape, self.batch_size, self.micro_batch, self.seed, trainer.global_rank, world, shuffle, shuffle and self.drop_last,
-            overhead=OVERHEAD["cuda" if gpu else "cpu"], layout=self.layout(samples) if shuffle else None,
+            overhead=OVERHEAD["cuda" if gpu else "cpu"], layout=self.layout(samples) if shuffle else None, mix=mix,
         )  # fmt: skip
         return StepLoader(steps, self.workers, pin=gpu)
 
@@ -385,7 +457,8 @@ class SFTData(ShardData):
     """Prompts with completions.
 
     Args:
-        shards: shard set, or several that are read as one.
+        shards: shard set, or several that are mixed: paths, or entries of path, weight (how often an epoch goes through the set,
+            such as 0.1 or 2) and cap (samples of an epoch at most).
         batch_size: samples of an optimizer step over all ranks and micro-batches.
         micro_batch: samples (packed: rows) in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
         workers: loader processes; the data don't depend on it.
@@ -401,7 +474,7 @@ class SFTData(ShardData):
 
     def __init__(
         self,
-        shards: str | list[str],
+        shards: Places,
         batch_size: int = 16,
         micro_batch: int | None = None,
         workers: int = 0,
@@ -422,7 +495,8 @@ class PreferenceData(ShardData):
     """Prompts with a chosen and a rejected completion.
 
     Args:
-        shards: shard set, or several that are read as one.
+        shards: shard set, or several that are mixed: paths, or entries of path, weight (how often an epoch goes through the set,
+            such as 0.1 or 2) and cap (samples of an epoch at most).
         batch_size: pairs of an optimizer step over all ranks and micro-batches.
         micro_batch: pairs in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
         workers: loader processes; the data don't depend on it.
@@ -438,7 +512,7 @@ class PreferenceData(ShardData):
 
     def __init__(
         self,
-        shards: str | list[str],
+        shards: Places,
         batch_size: int = 16,
         micro_batch: int | None = None,
         workers: int = 0,
@@ -452,8 +526,9 @@ class PreferenceData(ShardData):
 
     def layout(self, samples: Samples) -> packing.Layout | None:
         """Pairs in one row, where asked or where a few dozen samples say that it pays."""
-        some = np.unique(np.linspace(0, len(samples) - 1, 64).astype(int))
-        pays = self.share_prefix is True or self.share_prefix == "auto" and packing.sharing_pays([samples[int(i)] for i in some])
+        last = len(samples) if samples.chunks is None else int(samples.chunks[1])  # of a large set, only the first chunk is read for that
+        some = np.unique(np.linspace(0, last - 1, 64).astype(int))
+        pays = self.share_prefix is True or self.share_prefix == "auto" and packing.sharing_pays(samples.take(some))
         return packing.shared if pays else None
 
     def apart(self, reason: str) -> None:
@@ -474,7 +549,8 @@ class ContrastiveData(ShardData):
     """Queries with a positive document and hard negatives. Every batch holds one task kind.
 
     Args:
-        shards: shard set, or several that are mixed.
+        shards: shard set, or several that are mixed: paths, or entries of path, weight (how often an epoch goes through the set,
+            such as 0.1 or 2) and cap (samples of an epoch at most).
         batch_size: queries of an optimizer step over all ranks; all of them are each other's negatives.
         micro_batch: texts in one forward pass at most, of similar length; the loss still sees the whole batch.
         workers: loader processes; the data don't depend on it.
@@ -488,7 +564,7 @@ class ContrastiveData(ShardData):
 
     def __init__(
         self,
-        shards: str | list[str],
+        shards: Places,
         batch_size: int = 64,
         micro_batch: int | None = None,
         workers: int = 0,

@@ -1,15 +1,17 @@
 """Shards: litdata chunks of raw-text rows, with a manifest of our own beside litdata's index.
 
 litdata notices neither a flipped byte nor a chunk that its index has lost, and waits two minutes for one that is missing.
-``manifest.json`` holds the sha256 and row count of each chunk; a set that doesn't match it is refused, naming the file.
+``manifest.json`` holds the sha256 and row count of each chunk; a set that doesn't match it is refused, naming the file. A large
+set's chunks are compared when they are first read, so that training begins at once and a set can be streamed.
 Writing uses litdata's chunk writer, in this process or one per chunk; its multi-process ``optimize`` would cost seconds for any set.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from speedlit.data.chunks import Chunk
 from speedlit.errors import UsageError
 from speedlit.files import content_id, disk_error, read_json, remove, sha256_file, write_json
 from speedlit.workers import in_order
@@ -27,6 +30,7 @@ SCHEMA = 1
 MANIFEST, INDEX, LENGTHS = "manifest.json", "index.json", "lengths.npy"
 IN_MEMORY = 128 << 20  # bytes of chunks up to which a set is read once and kept
 ONE_CHUNK = 1 << 40  # bytes at which a chunk is closed where all of a job's rows belong into one
+OPEN = 64  # chunks of a large set that are open at a time
 J = TypeVar("J")
 Made = tuple[np.ndarray, Counter[str]]
 
@@ -36,6 +40,9 @@ SHAPES: dict[str, dict[str, type]] = {
     "preference": {"prompt": str, "chosen": str, "rejected": str},
     "contrastive": {"kind": str, "instruction": str, "query": str, "positive": str, "negatives": list},
 }
+# What contrastive rows may hold besides, one entry for the positive and one per negative: labels (texts of one label are
+# never each other's negatives) and scores (how well each document answers, on any scale).
+OPTIONAL: dict[str, type] = {"labels": str, "scores": float}
 
 
 @dataclass
@@ -47,8 +54,10 @@ class Manifest:
         count: rows.
         chunks: per file: name, sha256, rows, bytes.
         index: sha256 of litdata's index.
-        lengths: sha256 of lengths.npy: characters per row, one column per text field in the order of ``SHAPES``.
+        lengths: sha256 of lengths.npy: what the batch plan knows of each row.
         kinds: rows per task kind (contrastive).
+        columns: of lengths.npy: characters of each text field; of contrastive rows also the number of documents and the kind
+            (its place among the sorted ``kinds``). Empty in sets of older versions, which have the text fields only.
     """
 
     shape: str
@@ -57,6 +66,7 @@ class Manifest:
     index: str
     lengths: str
     kinds: dict[str, int] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
 
@@ -130,14 +140,17 @@ def _chunks(rows: Iterable[dict[str, Any]], folder: Path, shape: str, chunk_byte
     writer._rank = writer_number  # the chunks' names and place among those of other writers; else a matter of environment variables
     lengths: list[list[int]] = []
     kinds: Counter[str] = Counter()
+    extra: list[str] | None = None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="An item was larger than the target chunk size")
         for number, row in enumerate(rows):
             clean = checked(row, shape, number)
-            writer[number] = clean
-            lengths.append([_length(clean[name]) for name in SHAPES[shape] if name != "kind"])
+            extra = [name for name in OPTIONAL if name in clean] if extra is None else extra
+            writer[number] = clean = _same_columns(clean, extra, number)
+            lengths.append([_length(clean[name]) for name in _texts(shape)])
             if shape == "contrastive":
                 kinds[clean["kind"]] += 1
+                lengths[-1] += [1 + len(clean["negatives"]), list(kinds).index(clean["kind"])]
         writer.done()
     return np.asarray(lengths, dtype=np.int32), kinds
 
@@ -149,19 +162,41 @@ def _finish(folder: Path, shape: str, made: Sequence[Made]) -> Manifest:
     if not any(len(lengths) for lengths, _ in made):
         raise UsageError("there are no rows to write")
     BinaryWriter(str(folder), chunk_bytes=ONE_CHUNK).merge(len(made))
+    kinds = dict(sum((kinds for _, kinds in made), Counter[str]()))
+    columns = _texts(shape)
+    if shape == "contrastive":
+        columns += ["documents", "kind"]
+        for lengths, own in made:  # from the order in which the writer met them to the sorted one
+            lengths[:, -1] = np.asarray([sorted(kinds).index(name) for name in own])[lengths[:, -1]]
     np.save(folder / LENGTHS, np.concatenate([lengths for lengths, _ in made]))
     chunks = [
         {"file": c["filename"], "rows": c["chunk_size"], "bytes": (folder / c["filename"]).stat().st_size, "sha256": sha256_file(folder / c["filename"])}
         for c in read_json(folder / INDEX)["chunks"]
     ]
-    kinds = dict(sum((kinds for _, kinds in made), Counter[str]()))
-    manifest = Manifest(shape, sum(chunk["rows"] for chunk in chunks), chunks, sha256_file(folder / INDEX), sha256_file(folder / LENGTHS), kinds)
+    manifest = Manifest(shape, sum(chunk["rows"] for chunk in chunks), chunks, sha256_file(folder / INDEX), sha256_file(folder / LENGTHS), kinds, columns)
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 
 
+def _texts(shape: str) -> list[str]:
+    """The text fields of a shape."""
+    return [name for name in SHAPES[shape] if name != "kind"]
+
+
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, str) else sum(map(len, value))
+
+
+def _same_columns(row: dict[str, Any], extra: list[str], number: int) -> dict[str, Any]:
+    """The row with the first row's optional fields, empty where it has none.
+
+    Raises:
+        UsageError: it has one that the first row lacks; litdata writes all rows of a set alike.
+    """
+    for name in OPTIONAL:
+        if name in row and name not in extra:
+            raise UsageError(f"row {number} has {name!r} and row 0 has not: a set's first row decides (give it {name!r}: [])")
+    return {**row, **{name: row.get(name, []) for name in extra}}
 
 
 def checked(row: dict[str, Any], shape: str, number: int) -> dict[str, Any]:
@@ -177,11 +212,19 @@ def checked(row: dict[str, Any], shape: str, number: int) -> dict[str, Any]:
         if not isinstance(row[name], kind) or (kind is list and not all(isinstance(text, str) for text in row[name])):
             raise UsageError(f"row {number}: {name!r} must be {'a list of texts' if kind is list else 'text'}, not {type(row[name]).__name__}")
     found = {name: row[name] for name in SHAPES[shape]}
-    if labels := row.get("labels"):  # of the positive and of each negative: texts of one label are never each other's negatives
-        if len(labels) != 1 + len(found["negatives"]):
-            raise UsageError(f"row {number}: 'labels' has {len(labels)} entries; one for the positive and one per negative are needed")
-        found["labels"] = [str(label) for label in labels]
+    if shape == "contrastive":
+        found |= {name: _per_document(row, name, number) for name in OPTIONAL if row.get(name) is not None}
     return {"id": str(row.get("id") or content_id(found)), **found}
+
+
+def _per_document(row: dict[str, Any], name: str, number: int) -> list[Any]:
+    """Labels or scores of a row: none, or one for the positive and one per negative."""
+    values, count = list(row[name]), 1 + len(row["negatives"])
+    if values and len(values) != count:
+        raise UsageError(f"row {number}: {name!r} has {len(values)} entries; one for the positive and one per negative are needed")
+    if OPTIONAL[name] is float and not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        raise UsageError(f"row {number}: {name!r} must be finite numbers, not {values}")
+    return [OPTIONAL[name](value) for value in values]
 
 
 class ShardSet:
@@ -210,7 +253,10 @@ class ShardSet:
         except TypeError as error:
             raise UsageError(f"{self.path / MANIFEST} is damaged ({error}); write the shards again with `speedlit shard`") from error
         self._rows: list[dict[str, Any]] | None = None
-        self._reader: Any = None
+        self._config: dict[str, Any] | None = None
+        self._open: OrderedDict[int, Chunk] = OrderedDict()
+        self._sound: set[int] = set()  # chunks that were compared with the manifest
+        self.starts = np.cumsum([0, *(chunk["rows"] for chunk in self.manifest.chunks)])
 
     @property
     def shape(self) -> str:
@@ -228,20 +274,40 @@ class ShardSet:
         Raises:
             UsageError: a file is missing, cut, changed or not listed; names it.
         """
-        expected = {c["file"]: c["sha256"] for c in self.manifest.chunks} | {INDEX: self.manifest.index, LENGTHS: self.manifest.lengths}
-        for chunk in self.manifest.chunks:  # sizes first: cheap, and the commonest damage
+        self.check()
+        for number in range(len(self.manifest.chunks)):
+            self._compare(number)
+        return self
+
+    def check(self) -> ShardSet:
+        """What :meth:`verify` does, but of the chunks look only whether they are there and of the right size; their content is compared when it is read.
+
+        Raises:
+            UsageError: as :meth:`verify`.
+        """
+        for chunk in self.manifest.chunks:
             path = self.path / chunk["file"]
-            if path.is_file() and path.stat().st_size != chunk["bytes"]:
+            if not path.is_file():
+                raise self._damaged(chunk["file"], "is missing")
+            if path.stat().st_size != chunk["bytes"]:
                 raise self._damaged(chunk["file"], f"has {path.stat().st_size} bytes where the manifest says {chunk['bytes']}")
-        for name, digest in expected.items():
+        for name, digest in ((INDEX, self.manifest.index), (LENGTHS, self.manifest.lengths)):
             if not (self.path / name).is_file():
                 raise self._damaged(name, "is missing")
             if sha256_file(self.path / name) != digest:
                 raise self._damaged(name, "was changed (its sha256 is not the manifest's)")
         listed = [chunk["filename"] for chunk in read_json(self.path / INDEX)["chunks"]]
-        if listed != [chunk["file"] for chunk in self.manifest.chunks] or sum(chunk["rows"] for chunk in self.manifest.chunks) != self.manifest.count:
+        if listed != [chunk["file"] for chunk in self.manifest.chunks] or int(self.starts[-1]) != self.manifest.count:
             raise self._damaged(INDEX, "and the manifest list different chunks")
         return self
+
+    def _compare(self, number: int) -> None:
+        chunk = self.manifest.chunks[number]
+        if not (self.path / chunk["file"]).is_file():
+            raise self._damaged(chunk["file"], "is missing")
+        if number not in self._sound and sha256_file(self.path / chunk["file"]) != chunk["sha256"]:
+            raise self._damaged(chunk["file"], "was changed (its sha256 is not the manifest's)")
+        self._sound.add(number)
 
     def _damaged(self, name: str, what: str) -> UsageError:
         return UsageError(f"shard file {self.path / name} {what}; write the shards again with `speedlit shard SOURCE --to {self.path}`")
@@ -250,35 +316,55 @@ class ShardSet:
         return self.manifest.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.small:
-            return self.rows()[index]
-        return dict(self._open()[range(len(self))[index]])
+        return self.take([range(len(self))[index]])[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start, end in zip(self.starts[:-1], self.starts[1:], strict=True):
+            for first in range(int(start), int(end), 1024):
+                yield from self.take(range(first, min(first + 1024, int(end))))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The rows at ``indices``, in their order; of a large set, chunk by chunk."""
         if self.small:
-            yield from self.rows()
-        else:
-            reader = self._open()
-            for index in range(len(self)):
-                yield dict(reader[index])
+            rows = self.rows()
+            return [rows[index] for index in indices]
+        indices = np.asarray(indices)
+        places = np.searchsorted(self.starts, indices, side="right") - 1
+        found: dict[int, dict[str, Any]] = {}
+        for place in np.unique(places):
+            chosen = np.flatnonzero(places == place)
+            found.update(zip(chosen.tolist(), self._chunk(int(place)).rows(indices[chosen] - self.starts[place]), strict=True))
+        return [found[number] for number in range(len(indices))]
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, read once."""
         if self._rows is None:
-            reader = self._open()
-            self._rows = [dict(reader[index]) for index in range(len(self))]
+            sizes = [int(chunk["rows"]) for chunk in self.manifest.chunks]
+            self._rows = [row for place, size in enumerate(sizes) for row in self._chunk(place).rows(range(size))]
+            self._open.clear()
         return self._rows
 
-    def lengths(self) -> np.ndarray:
-        """Characters per row and text field, shape (rows, fields)."""
-        return np.asarray(np.load(self.path / LENGTHS))
+    def table(self) -> dict[str, np.ndarray]:
+        """What the plan knows of each row, by column; of contrastive sets of older versions, documents and kinds are counted now."""
+        columns = self.manifest.columns or _texts(self.shape)
+        found = dict(zip(columns, np.asarray(np.load(self.path / LENGTHS)).T, strict=True))
+        if self.shape == "contrastive" and "kind" not in found:
+            names = sorted(self.manifest.kinds)
+            counts = np.asarray([(1 + len(row["negatives"]), names.index(row["kind"])) for row in self], dtype=np.int32)
+            found["documents"], found["kind"] = counts.T
+        return found
 
-    def _open(self) -> Any:
-        if self._reader is None:
-            from litdata import StreamingDataset
-
-            self._reader = StreamingDataset(str(self.path), shuffle=False)
-        return self._reader
+    def _chunk(self, number: int) -> Chunk:
+        """A chunk, opened and compared with the manifest once; those not used for longest are closed."""
+        if number not in self._open:
+            self._compare(number)
+            if self._config is None:
+                self._config = read_json(self.path / INDEX)["config"]
+            self._open[number] = Chunk(self.path / self.manifest.chunks[number]["file"], self._config)
+            if len(self._open) > OPEN:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}  # each loader worker opens its own
+        return {**self.__dict__, "_open": OrderedDict()}  # each loader worker opens its own

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from speedlit.data.collate import pad_ids
 from speedlit.evaluation.state import evaluating, same_randomness
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Encoder:
         pad = self.tokenizer.pad_token_id
         out: np.ndarray | None = None
         for chosen in batches([len(row) for row in ids], self.token_budget):
-            input_ids, mask = pad_right([ids[index] for index in chosen], 0 if pad is None else pad)
+            input_ids, mask = pad_ids([ids[index] for index in chosen], 0 if pad is None else pad)
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 found = self.embed(input_ids.to(device), mask.to(device))
             block = found.float().cpu().numpy()
@@ -151,17 +152,6 @@ class Encoder:
             }
             self._meta = ModelMeta.create_empty(fields)
         return self._meta
-
-
-def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, both (len(rows), longest row)."""
-    width = max(1, max(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[index, : len(row)] = 1
-    return ids, mask
 
 
 def _usual_prompt(task: TaskMetadata) -> str | None:

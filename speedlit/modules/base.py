@@ -162,9 +162,10 @@ class SpeedModule(L.LightningModule):
         for number, batch in enumerate(step["micro"], 1):
             with self.synchronised(number == len(step["micro"])):
                 loss, figures = self.loss(batch, step)
-                self.manual_backward(loss * self.trainer.world_size)  # ranks' gradients are averaged
+                part = 0.0 if batch.get("idle") else 1.0  # a rank without samples only goes along
+                self.manual_backward(loss * (part * self.trainer.world_size))  # ranks' gradients are averaged
             for name, value in {"loss": loss.detach(), **figures}.items():
-                totals[name] = totals.get(name, 0) + value.detach()
+                totals[name] = totals.get(name, 0) + part * value.detach()
         self.update(step, totals)
 
     def synchronised(self, last: bool) -> AbstractContextManager[Any]:
@@ -177,7 +178,10 @@ class SpeedModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.clip if self.clip is not None else math.inf)
-        values = torch.stack([norm.detach().float(), *(totals[name].float() for name in totals)]).tolist()  # one transfer
+        sums = torch.stack([totals[name].float() for name in totals])
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so that all ranks judge alike, and the figures are those of the step
+        values = torch.cat([norm.detach().float()[None], sums]).tolist()  # one transfer
         if not all(map(math.isfinite, values)):
             raise self.not_finite(step, dict(zip(["gradient norm", *totals], values, strict=True)))
         rate = optimizer.param_groups[0]["lr"]
@@ -242,10 +246,12 @@ class SpeedModule(L.LightningModule):
         totals: Figures = {}
         for batch in step["micro"]:
             loss, figures = self.loss(batch, step)
+            part = 0.0 if batch.get("idle") else 1.0
             for key, value in {"loss": loss, **figures}.items():
-                totals[key] = totals.get(key, 0) + value
-        weight = self.weight(step)
-        self.log_dict({f"{name}_{key}": value for key, value in totals.items()}, batch_size=weight, on_epoch=True, sync_dist=True)
+                totals[key] = totals.get(key, 0) + part * value
+        if self.trainer.world_size > 1:  # each rank has a share of the step's figures
+            totals = {key: self.trainer.strategy.reduce(value, reduce_op="sum") for key, value in totals.items()}
+        self.log_dict({f"{name}_{key}": value for key, value in totals.items()}, batch_size=self.weight(step), on_epoch=True)
 
     def weight(self, step: Batch) -> int:
         """What the step's loss is a mean over."""

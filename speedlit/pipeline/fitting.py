@@ -99,15 +99,18 @@ def add_callbacks(trainer: Any, progress: bool, label: str) -> None:
 
 
 def _identity(config: dict[str, Any]) -> str:
-    """What the outcome depends on: the recipe without threads and loader workers, the shards, and the models it starts from."""
+    """What the outcome depends on: the recipe without what only the machine decides, the shards, and the models it starts from."""
     data = dict((config.get("data") or {}).get("init_args") or {})
-    workers = {key: value for key, value in data.items() if key != "workers"}
+    plan = {key: value for key, value in data.items() if key not in ("workers", "micro_batch")}
+    trainer = {key: value for key, value in (config.get("trainer") or {}).items() if key not in ("devices", "num_nodes", "strategy")}
     places = data.get("shards", [])
-    manifests = [Path(place) / "manifest.json" for place in ([places] if isinstance(places, str) else places)]
+    places = [place.get("path", "") if isinstance(place, dict) else place for place in (places if isinstance(places, list) else [places])]
+    manifests = [Path(place) / "manifest.json" for place in places]
     digests = [content_id(read_json(path)) if path.is_file() else None for path in manifests]
     backbone = ((config.get("model") or {}).get("init_args") or {}).get("backbone") or {}
     models = [_fingerprint(str(name)) for name in (backbone.get("name", ""), *(backbone.get("adapters") or []))]
-    plain = {**{key: value for key, value in config.items() if key != "threads"}, "data": {**(config.get("data") or {}), "init_args": workers}}
+    plain = {key: value for key, value in config.items() if key != "threads"}
+    plain |= {"data": {**(config.get("data") or {}), "init_args": plan}, "trainer": trainer}
     return content_id([plain, digests, models])
 
 

@@ -72,10 +72,44 @@ def test_cuts_are_the_cheapest_there_are() -> None:
             assert found == [(0, count)]
 
 
-def test_equal_parts_say_what_they_leave_out() -> None:
-    batches, left = plan.equal_parts([np.arange(7), np.arange(4), np.arange(1)], 2)
-    assert [len(b) for b in batches] == [6, 4]
-    assert left == 2
+def test_chunks_are_opened_in_windows() -> None:
+    """A batch reads from its window's chunks and the window before; every sample once; as many batches in each epoch."""
+    chunks = np.arange(0, 2001, 50)  # 40 chunks of 50
+    kinds = np.random.default_rng(0).choice(3, 2000, p=[0.5, 0.3, 0.2])
+    counts = set()
+    for epoch in range(3):
+        for by_kind in (None, kinds):
+            batches = plan.global_batches(2000, 16, 5, epoch, by_kind, chunks=chunks, window=4)
+            assert sorted(np.concatenate(batches).tolist()) == list(range(2000))
+            assert by_kind is None or all(len(set(kinds[batch].tolist())) == 1 for batch in batches)
+            touched = [set((batch // 50).tolist()) for batch in batches]
+            assert max(map(len, touched)) <= 8
+            last = {chunk: number for number, found in enumerate(touched) for chunk in found}
+            first = {chunk: number for number, found in reversed(list(enumerate(touched))) for chunk in found}
+            open_at_once = [sum(first[c] <= number <= last[c] for c in first) for number in range(len(batches))]
+            assert max(open_at_once) <= 12
+            counts.add((by_kind is None, len(batches)))
+    assert len(counts) == 2
+    mixed = plan.global_batches(2000, 16, 5, 0, chunks=chunks, window=4)[0]
+    assert len(set((mixed // 50).tolist())) > 1
+
+
+def test_a_share_of_a_set_goes_round_it() -> None:
+    groups = [np.arange(0, 30), np.arange(30, 41), np.arange(41, 43)]
+    for take in (1, 10, 43, 60, 100):
+        seen: Counter[int] = Counter()
+        sizes = set()
+        for epoch in range(7):
+            found = plan.share(groups, take, [3, 0], epoch)
+            assert len(found) == take
+            assert (np.diff(found) >= 0).all()
+            assert np.array_equal(found, plan.share(groups, take, [3, 0], epoch))
+            seen.update(found.tolist())
+            sizes.add(tuple(int(((found >= g[0]) & (found <= g[-1])).sum()) for g in groups))
+        assert len(sizes) == 1
+        for group in groups:
+            values = [seen[int(index)] for index in group]
+            assert max(values) - min(values) <= 1
 
 
 def test_nonsense_is_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from speedlit.losses.contrastive import allowed_documents, allowed_queries, info_nce
+from speedlit.losses.contrastive import DIRECTIONS, allowed_documents, allowed_queries, candidates, info_nce, without_false_negatives
 
 
 def masks(texts: list[list[int]], asked: list[int], query_text: list[int], **options: bool) -> list[list[int]]:
@@ -35,10 +35,33 @@ def test_queries_with_the_same_text_or_positive_are_no_negatives_backwards() -> 
 
 def test_a_masked_document_gets_no_gradient_and_the_positive_always_counts() -> None:
     torch.manual_seed(0)
-    queries, documents = torch.randn(1, 4), torch.randn(3, 4, requires_grad=True)
-    loss = info_nce(queries, documents, torch.tensor([0]), 0.5, torch.tensor([[False, True, False]]))
-    loss.sum().backward()
+    query, documents = torch.randn(1, 4), torch.randn(3, 4, requires_grad=True)
+    matched = {"query_to_doc": torch.tensor([0])}
+
+    def loss(allowed: list[bool]) -> torch.Tensor:
+        return info_nce({"query_to_doc": query @ documents.T}, {"query_to_doc": torch.tensor([allowed])}, matched, 0.5)
+
+    loss([True, True, False]).sum().backward()
     assert documents.grad[2].abs().sum() == 0
     assert documents.grad[0].abs().sum() > 0
-    alone = info_nce(queries, documents, torch.tensor([0]), 0.5, torch.zeros(1, 3, dtype=torch.bool))
-    assert alone.item() == 0.0
+    assert loss([True, False, False]).item() == 0.0
+
+
+def test_each_direction_has_its_own_candidates() -> None:
+    texts, asked = torch.tensor([[10, 11], [12, 13], [10, 0], [0, 0]]), torch.tensor([1, 2, 3, 0])  # the last place is empty
+    found, matched = candidates(DIRECTIONS, texts, asked, asked[:2] + 50, texts[:2], asked[:2], 0, True, True)
+    assert matched["query_to_doc"].tolist() == [0, 2]
+    assert found["query_to_doc"].int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]]
+    assert found["doc_to_query"].int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]  # the third query has the first one's positive
+    assert found["query_to_query"].int().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0]]
+    assert found["doc_to_doc"].int().tolist() == [[0, 0, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0, 0, 0]]
+
+
+def test_candidates_nearer_than_the_positive_by_more_than_the_margin_are_dropped() -> None:
+    scores = {"query_to_doc": torch.tensor([[0.5, 0.55, 0.65, 0.1]]), "query_to_query": torch.tensor([[1.0, 0.6]])}
+    allowed = {name: torch.ones_like(found, dtype=torch.bool) for name, found in scores.items()}
+    matched = {"query_to_doc": torch.tensor([0])}
+    found = without_false_negatives(scores, allowed, matched, 0.1)
+    assert found["query_to_doc"].tolist() == [[True, True, False, True]]
+    assert found["query_to_query"].tolist() == [[False, True]]
+    assert without_false_negatives(scores, allowed, matched, -1.0)["query_to_doc"].tolist() == [[True, False, False, False]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import traceback
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,36 @@ def recipe(root: Path, kind: str, lora: bool = True, **over: Any) -> dict[str, A
         "data": {"class_path": data, "init_args": {"shards": str(root / kind), "batch_size": 8, "micro_batch": 4, **over.pop("data", {})}},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", **over.pop("trainer", {})},
     }  # fmt: skip
+
+
+def in_ranks(world: int, target: Any, *arguments: Any) -> list[int | None]:
+    """Run in forked processes of one thread each, as torchrun would start them; returns their exit codes."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def run(rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), GROUP_RANK="0", NODE_RANK="0",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
+        )  # fmt: skip
+        try:
+            target(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(3)
+        os._exit(0)
+
+    ranks = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    for process in ranks:
+        if process.exitcode is None:
+            process.kill()
+    return [process.exitcode for process in ranks]
 
 
 def in_child(target: Any, *arguments: Any, **keywords: Any) -> int:

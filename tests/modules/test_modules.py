@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from speedlit.models.backbone import Backbone
 from speedlit.models.folder import load_folder
 from speedlit.modules.base import Schedule, target_logps
 from speedlit.modules.dpo import DPOModule
-from speedlit.modules.embedding import EmbeddingModule
 from speedlit.pipeline.fitting import fit
-from tests.helpers import contrastive_rows, preference_rows, tiny_bert, tiny_llama
-from tests.modules.recipes import KINDS, in_child, prepare, recipe
+from tests.helpers import preference_rows, tiny_bert, tiny_llama
+from tests.modules.recipes import KINDS, in_child, in_ranks, prepare, recipe
 
+SYMMETRIC = {"directions": ["query_to_doc", "doc_to_query"], "partition": "per_direction"}
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}
 
 
@@ -50,7 +51,7 @@ def exact(root: Path, kind: str, **over: Any) -> dict[str, Any]:
 def test_the_split_into_micro_batches_does_not_matter(root: Path, tmp_path: Path, kind: str) -> None:
     weights = {}
     for micro in (None, 1, 3):
-        model = {"recompute": micro == 3, "symmetric": True} if kind == "contrastive" else {}
+        model = {"recompute": micro == 3, **SYMMETRIC} if kind == "contrastive" else {}
         fit(exact(root, kind, data={"micro_batch": micro}, model=model), tmp_path / str(micro), progress=False)
         weights[micro] = load_file(tmp_path / str(micro) / "model" / "model.safetensors")
     start = load_file(root / "base" / "model.safetensors")
@@ -61,39 +62,14 @@ def test_the_split_into_micro_batches_does_not_matter(root: Path, tmp_path: Path
     assert moved or kind == "contrastive"  # an embedder's names lack the prefix
 
 
-def rank_fit(rank: int, world: int, port: int, config: dict[str, Any], out: Path) -> None:
-    """One process of a torchrun-like pair."""
-    import os
-
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), GROUP_RANK="0", NODE_RANK="0",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
-    )  # fmt: skip
-    fit(config, out, progress=False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_train_as_one(root: Path, tmp_path: Path, kind: str) -> None:
     """Same weights after three steps of SGD for one process and for two, to 1e-6: uneven lengths, hard negatives, symmetric loss."""
-    import multiprocessing
-    import socket
-
-    model = {"symmetric": True} if kind == "contrastive" else {}
+    model = SYMMETRIC if kind == "contrastive" else {}
     fit(exact(root, kind, model=model), tmp_path / "one", progress=False)
     config = exact(root, kind, model=model, data={"micro_batch": 2}, trainer={"devices": 2, "strategy": "ddp"})
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=rank_fit, args=(rank, 2, port, config, tmp_path / "two")) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        if process.exitcode is None:
-            process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert in_ranks(2, partial(fit, progress=False), config, tmp_path / "two") == [0, 0]
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, weight in one.items():
         assert torch.allclose(two[name], weight, atol=1e-6), name
@@ -279,43 +255,6 @@ def test_what_dpo_refuses(root: Path) -> None:
     ):
         with pytest.raises(UsageError, match=pattern):
             DPOModule(backbone, **settings)  # type: ignore[arg-type]
-
-
-def test_the_chunked_embedder_equals_the_plain_one_with_dropout_on(tmp_path: Path) -> None:
-    place = tiny_bert(tmp_path / "bert")
-    results = []
-    for recompute in (False, True):
-        module = EmbeddingModule(Backbone(str(place), attention="bidirectional"), tokens=TokenContract(pooling="mean"), recompute=recompute)
-        module.configure_model()
-        samples = collate.encode_contrastive(module.tokenizer, module.tokens, contrastive_rows(9, ("sts",), 2))
-        batch = collate.collate_contrastive(samples, 0, 3, chunk=8)
-        assert len(batch["chunks"]) == 5
-        torch.manual_seed(4)
-        loss, _ = module.loss(batch, {"samples": 9})
-        loss.backward()
-        results.append((loss.detach(), {n: p.grad for n, p in module.model.named_parameters() if p.grad is not None}))
-    assert torch.equal(results[0][0], results[1][0])
-    for name, gradient in results[0][1].items():
-        assert torch.allclose(results[1][1][name], gradient, atol=1e-7), name
-
-
-def test_an_uneven_number_of_negatives_and_kinds_without_in_batch(root: Path) -> None:
-    module = EmbeddingModule(Backbone(str(root / "base"), attention="bidirectional"), no_in_batch=["classification"], temperature=0.1)
-    module.configure_model()
-    module.model.eval()
-    rows = contrastive_rows(3, ("classification",), 2)
-    rows[1]["negatives"] = rows[1]["negatives"][:1]  # type: ignore[index]
-    samples = collate.encode_contrastive(module.tokenizer, module.tokens, rows)
-    batch = collate.collate_contrastive(samples, 0, 3, None)
-    queries, documents = module.vectors(batch)
-    assert documents[1, 2].abs().sum() == 0
-    expected = 0.0
-    for i, count in enumerate((3, 2, 3)):
-        scores = documents[i, :count] @ queries[i] / 0.1
-        expected -= torch.log_softmax(scores, 0)[0] / 3
-    loss, figures = module.loss(batch, {"samples": 3})
-    assert torch.allclose(loss, expected, atol=1e-5)
-    assert float(figures["negatives"]) == pytest.approx(5 / 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
