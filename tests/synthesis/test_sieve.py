@@ -113,7 +113,7 @@ def outcome(root: Path) -> dict[str, object]:
     """All that the stage decided and wrote."""
     shards = ShardSet(root / "dataset" / "shards" / "refined").verify()
     files = ("dropped.jsonl", "triplets-refined.jsonl")
-    return {"rows": list(shards), "lengths": shards.lengths().tolist(), **{name: (root / "dataset" / name).read_bytes() for name in files}}
+    return {"rows": list(shards), "table": {name: column.tolist() for name, column in shards.table().items()}, **{name: (root / "dataset" / name).read_bytes() for name in files}}
 
 
 def test_planted_faults_are_found_and_cuts_and_processes_change_nothing(
