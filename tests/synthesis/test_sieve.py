@@ -113,7 +113,8 @@ def outcome(root: Path) -> dict[str, object]:
     """All that the stage decided and wrote."""
     shards = ShardSet(root / "dataset" / "shards" / "refined").verify()
     files = ("dropped.jsonl", "triplets-refined.jsonl")
-    return {"rows": list(shards), "table": {name: column.tolist() for name, column in shards.table().items()}, **{name: (root / "dataset" / name).read_bytes() for name in files}}
+    table = {name: column.tolist() for name, column in shards.table().items()}
+    return {"rows": list(shards), "table": table, **{name: (root / "dataset" / name).read_bytes() for name in files}}
 
 
 def test_planted_faults_are_found_and_cuts_and_processes_change_nothing(
