@@ -46,7 +46,7 @@ def stages() -> dict[str, Stage]:
     """All stages by name, in the order they run."""
     rows: list[tuple[str, tuple[str, ...], tuple[str, ...], str, bool]] = [
         ("topics", (), ("topics",), SYNTH + "topics", False),
-        ("tasks", ("topics",), ("tasks", "counts", *TEACHER), SYNTH + "tasks", False),
+        ("tasks", ("topics",), ("tasks", "counts", *TEACHER), SYNTH + "tasks", True),
         ("seed", ("tasks",), TEACHER, SYNTH + "seed", True),
         ("junior", ("tasks", "seed"), ("junior", "base", "seed"), TRAIN + "training.junior", False),
         ("candidates", ("tasks", "junior"), ("counts.candidates", *SAMPLING), SYNTH + "candidates", True),

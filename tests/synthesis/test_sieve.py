@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from itertools import combinations
@@ -195,3 +196,12 @@ def exit_at_three(job: int) -> int:
     import os
 
     return os._exit(1) if job == 3 else job
+
+
+def test_a_full_disk_is_told_in_words(made: tuple[Path, dict[str, list]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("speedlit.synthesis.sieve.spill", full)
+    with pytest.raises(SpeedlitError, match="no space left on the disk while writing .*dataset"):
+        bench.stage(made[0])

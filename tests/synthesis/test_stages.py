@@ -262,7 +262,10 @@ def test_training_rows(run: RUN) -> None:
     assert edits[0]["completion"].startswith('{"edits": [') and full[0]["completion"].startswith('{"revision": {"')
 
 
-IDS = {"seed": "records", "candidates": "records", "preferences": "preferences", "revisions": "revisions"}
+IDS = {
+    "tasks": "prompts", "seed": "records", "candidates": "records", "preferences": "preferences", "revisions": "revisions",
+    "synthesis": "records-senior", "refinement": "records",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", IDS)

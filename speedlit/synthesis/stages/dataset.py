@@ -21,7 +21,7 @@ import numpy as np
 
 from speedlit.context import Context
 from speedlit.errors import SpeedlitError, UsageError
-from speedlit.files import atomic, canonical_json, remove, write_json, write_jsonl
+from speedlit.files import atomic, canonical_json, disk_error, remove, write_json, write_jsonl
 from speedlit.progress import Progress
 from speedlit.records import Prompt, Record, Task, Triplet, read_rows
 from speedlit.synthesis.filters import ContaminationFilter, texts_in
@@ -52,6 +52,14 @@ def run(ctx: Context) -> None:
     Raises:
         SpeedlitError: the filters leave nothing of a source.
     """
+    try:
+        build(ctx)
+    except OSError as error:
+        raise disk_error(error, ctx.out) from error
+
+
+def build(ctx: Context) -> None:
+    """The stage itself."""
     work = ctx.out / WORK
     remove(work)  # of an interrupted attempt
     work.mkdir(parents=True)
