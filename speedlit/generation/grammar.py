@@ -72,9 +72,12 @@ class Grammars:
             import xgrammar
         except ImportError as error:
             raise UsageError("sampling.structured needs xgrammar: pip install 'speedlit[structured]', or set it to false") from error
-        self._xgrammar, self.size = xgrammar, size
+        self._xgrammar, self.tokenizer, self.size = xgrammar, tokenizer, size
         info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size, stop_token_ids=list(stops))
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1)
+        self._words = xgrammar.allocate_token_bitmask(1, size)[0].fill_(-1)  # all but padding and the like, whose spelling would do as text
+        for token in set(tokenizer.all_special_ids) - set(stops):
+            self._words[token // 32] &= ~_bit(token % 32)
         self._compiled: dict[str, Any] = {}
 
     def matcher(self, schema: Mapping[str, Any]) -> Any:
@@ -87,7 +90,7 @@ class Grammars:
     def constraint(self, schemas: Sequence[Mapping[str, Any] | None]) -> Constraint | None:
         """The masks of one batch, or None where no row has a schema."""
         matchers = [None if schema is None else self.matcher(schema) for schema in schemas]
-        return Constraint(self._xgrammar, matchers, self.size) if any(matchers) else None
+        return Constraint(self._xgrammar, matchers, self._words, self.size) if any(matchers) else None
 
 
 class Constraint:
@@ -96,11 +99,12 @@ class Constraint:
     Args:
         xgrammar: the library.
         matchers: one per row; None draws freely.
+        words: bits of the tokens that are no control tokens.
         size: columns of the logits.
     """
 
-    def __init__(self, xgrammar: Any, matchers: Sequence[Any], size: int) -> None:
-        self._xgrammar, self._matchers = xgrammar, matchers
+    def __init__(self, xgrammar: Any, matchers: Sequence[Any], words: torch.Tensor, size: int) -> None:
+        self._xgrammar, self._matchers, self._words = xgrammar, matchers, words
         self._bits = xgrammar.allocate_token_bitmask(len(matchers), size)
 
     def mask(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -110,6 +114,7 @@ class Constraint:
             matcher = self._matchers[row]
             if matcher is not None and not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(bits, place)
+                bits[place] &= self._words
         self._xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device))
         return logits
 
@@ -123,3 +128,8 @@ class Constraint:
             matcher = self._matchers[row]
             if matcher is not None and not matcher.accept_token(token):
                 raise SpeedlitError("sampling.structured: this model's tokenizer has no tokens that spell the JSON asked for: set sampling.structured to false")
+
+
+def _bit(place: int) -> int:
+    """One bit of 32 as a signed number."""
+    return 1 << place if place < 31 else -(1 << 31)

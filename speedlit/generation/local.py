@@ -282,7 +282,7 @@ def gumbel(keys: torch.Tensor, step: int, size: int) -> torch.Tensor:
     """Standard Gumbel noise [rows, size] as a function of (key, step, column): SplitMix64, 24 bits of it, in place for speed."""
     start = _mix(keys + _signed(step * GOLDEN))
     bits = _mix(start[:, None] + torch.arange(size, device=keys.device) * GOLDEN)
-    uniform = bits.bitwise_right_shift_(40).float().add_(2.0**23 + 0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24)
+    uniform = bits.bitwise_right_shift_(40).float().add_(2.0**23).mul_(2.0**-24).clamp_(2.0**-25, 1 - 2.0**-24)  # never 0: infinite noise
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 

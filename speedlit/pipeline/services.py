@@ -107,6 +107,7 @@ class Services:
             requests=teacher.batch_requests,
             timeout=teacher.timeout,
             retries=teacher.retries,
+            patience=max(teacher.patience, 600.0),  # who waits for a day can wait for ten minutes
             budget=self.budget(),
         )
 

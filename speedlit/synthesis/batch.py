@@ -22,7 +22,7 @@ from speedlit.context import Reply, Request
 from speedlit.errors import SpeedlitError
 from speedlit.files import remove
 from speedlit.synthesis.batchbook import Book, hold, line_of, rows_after
-from speedlit.synthesis.batchwire import BatchWire, Refused
+from speedlit.synthesis.batchwire import BatchWire, Down, Refused
 from speedlit.synthesis.budget import Budget, tariff, worst_case
 from speedlit.synthesis.health import PASSING, Health
 from speedlit.synthesis.journal import Event, Journal, request_key
@@ -48,6 +48,7 @@ class BatchBackend:
         timeout: seconds for one call.
         retries: further batches for a request without a usable answer, and further attempts of a call.
         backoff: seconds before the first retry of a call.
+        patience: seconds that the server may be down while batches are under way.
         budget: what may be spent; None: no caps.
         extra: further keys of the request body; part of the cache key.
         say: takes one plain line when a batch moves on; None prints to standard error.
@@ -64,12 +65,13 @@ class BatchBackend:
         timeout: float = 120.0,
         retries: int = 6,
         backoff: float = 0.5,
+        patience: float = 600.0,
         budget: Budget | None = None,
         extra: Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.role, self.extra = model, role, dict(extra or {})
-        self.poll, self.requests, self.retries = poll, requests, retries
+        self.poll, self.requests, self.retries, self.patience = poll, requests, retries, patience
         endpoint = Endpoint(base_url)
         self.name = endpoint.name
         self._own_journal = isinstance(journal, Path)
@@ -247,13 +249,15 @@ class BatchBackend:
 
     def _create(self, book: Book) -> None:
         """Make the batch at the server, or find the one that was made while nobody could write it down."""
-        found = self._wire.find(book.name) if book.state == "creating" else None
+        again = book.state == "creating"
+        found = self._wire.find(book.name) if again else None
         if found is None:
             book.to("creating")
             try:
                 found = self._wire.create(book.file, book.name)
             except Refused:
-                book.to("sent")  # nothing was made; the file may have gone, so it is uploaded again next time
+                if again:
+                    book.to("sent")  # nothing was made then and now; the file may have gone, so it is uploaded anew next time
                 raise
         book.to("created", batch=str(found["id"]))
         self._say(f"batch {book.batch}: {len(book.keys)} requests handed in; this command may be stopped and started again meanwhile")
@@ -267,10 +271,17 @@ class BatchBackend:
             For each request without a usable answer the reason, and whether asking again is of no use.
         """
         waiting, reasons, said = list(books), dict[str, tuple[str, bool]](), dict[str, str]()
-        full, taken = 0, 0
+        full, taken, answered_at = 0, 0, time.monotonic()
         while waiting:
             for book in list(waiting):
-                look = self._known(book, self._wire.look, book.batch)
+                try:
+                    look = self._known(book, self._wire.look, book.batch)
+                    answered_at = time.monotonic()
+                except Down as error:
+                    if time.monotonic() - answered_at > self.patience:
+                        raise
+                    self._say(str(error))
+                    break
                 line = status_line(look)
                 if said.get(book.name) != line:
                     said[book.name] = line

@@ -16,7 +16,7 @@ from typing import Any
 
 from speedlit.errors import SpeedlitError
 from speedlit.files import disk_error
-from speedlit.synthesis.health import NO_CREDIT, PASSING
+from speedlit.synthesis.health import LONGEST_WAIT, NO_CREDIT, PASSING
 from speedlit.synthesis.wire import Endpoint, Outcome, error_code, retry_after
 
 TAG = "speedlit"  # the metadata key that carries our name of a batch
@@ -30,6 +30,10 @@ class Refused(SpeedlitError):
     def __init__(self, sentence: str, outcome: Outcome) -> None:
         super().__init__(sentence)
         self.outcome = outcome
+
+
+class Down(SpeedlitError):
+    """The server does not answer a call as it should, all attempts included."""
 
 
 class BatchWire:
@@ -127,7 +131,7 @@ class BatchWire:
 
         Raises:
             Refused: not now and not later.
-            SpeedlitError: the attempts are used up.
+            Down: the attempts are used up.
         """
         attempt = 0
         while True:
@@ -137,10 +141,10 @@ class BatchWire:
             if self._final(outcome):
                 raise Refused(self._sentence(outcome, what), outcome)
             if attempt >= self.retries:
-                raise SpeedlitError(
+                raise Down(
                     f"the teacher at {self.endpoint.name} does not {what} ({outcome.reason}): see to it and start again; batches that were made go on there"
                 )
-            time.sleep(outcome.wait if outcome.wait is not None else min(self.backoff * 2.0**attempt, 30.0) * random.uniform(0.5, 1.0))
+            time.sleep(min(outcome.wait, LONGEST_WAIT) if outcome.wait is not None else min(self.backoff * 2.0**attempt, 30.0) * random.uniform(0.5, 1.0))
             attempt += 1
             if doubt is not None and (outcome.status == 0 or outcome.status >= 500 or outcome.paid) and (found := doubt()) is not None:
                 return found

@@ -136,6 +136,15 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     assert abs((first == second).double().mean() - 0.38) < 0.01, "steps are independent"
 
 
+def test_noise_is_never_infinite() -> None:
+    """The hash of this key has 24 zero bits in this column. Infinite noise would draw the token whatever the model says."""
+    noise = gumbel(torch.tensor([212]), 0, 7181)
+    assert torch.isfinite(noise).all() and noise[0, 7180] > 17
+    logits = torch.full((1, 7181), -torch.inf)
+    logits[0, 5] = 0.0
+    assert pick(logits, torch.tensor([212]), 0, 1.0, 1.0).item() == 5
+
+
 def test_noise_is_gumbel_and_its_rows_are_unrelated() -> None:
     noise = gumbel(torch.arange(8), 5, 100_000)  # neighbouring keys are the hardest
     assert torch.allclose(noise.mean(1), torch.full((8,), 0.5772), atol=0.02) and torch.allclose(noise.var(1), torch.full((8,), 1.6449), atol=0.05)

@@ -121,6 +121,18 @@ def test_lists_numbers_and_choices(grammars: Grammars) -> None:
         assert not good or isinstance(json.loads(text), dict)
 
 
+def test_control_tokens_are_no_text(grammars: Grammars) -> None:
+    import torch
+
+    constraint = grammars.constraint([record_schema(["a"])])
+    assert constraint is not None
+    for text in ("{", '"a', '": ', '"x'):
+        for token in grammars.tokenizer.encode(text, add_special_tokens=False):
+            constraint.take([0], [token])
+    allowed = torch.isfinite(constraint.mask(torch.zeros(1, grammars.size), [0]))[0]
+    assert int(allowed.sum()) > grammars.size // 2 and not allowed[grammars.tokenizer.all_special_ids].any(), "inside a text any text may follow"
+
+
 def test_what_has_no_grammar_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r'no grammar for the JSON schema \{"type":"null"\}'):
         grammar(record_schema(["a"]) | {"properties": {"a": {"type": "null"}}})

@@ -38,7 +38,7 @@ def echo(body: dict, n: int) -> str:
 
 
 def backend(server: BatchServer, journal: Journal | Path, **over: Any) -> BatchBackend:
-    return BatchBackend("m", server.url, journal, **{"poll": 0.01, "backoff": 0.01, "timeout": 5.0, "say": lambda line: None, **over})
+    return BatchBackend("m", server.url, journal, **{"poll": 0.01, "backoff": 0.01, "timeout": 5.0, "patience": 0.0, "say": lambda line: None, **over})
 
 
 def run(server: BatchServer, path: Path, count: int = 20, **over: Any) -> list[str]:
@@ -219,6 +219,28 @@ def test_a_lasting_fault_is_one_sentence_and_the_next_start_goes_on(name: str, p
         assert run(server, path) == ALL
         assert set(server.processed.values()) == {1} and len(server.batches) == 1
     assert all(KEY.encode() not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_a_file_that_the_server_has_lost_is_uploaded_anew(path: Path) -> None:
+    with BatchServer(echo) as server:
+        server.trouble = lambda m, p, b: True if (m, p, b) == ("POST", "/batches", True) else None
+        with pytest.raises(SpeedlitError, match="does not make a batch"):
+            run(server, path, retries=1)
+        server.trouble = lambda m, p, b: None
+        server.files.clear()
+        with pytest.raises(SpeedlitError, match="no such file"):
+            run(server, path)
+        assert run(server, path) == ALL and set(server.processed.values()) == {1}
+    assert counts(path)["sent"] == 20
+
+
+def test_a_server_that_is_down_for_a_while_is_waited_for(path: Path) -> None:
+    said: list[str] = []
+    with BatchServer(echo) as server:
+        looks = iter(range(100))
+        server.trouble = lambda m, p, b: Fault(status=503, body="busy") if p.startswith("/batches/") and b and next(looks) < 8 else None
+        assert run(server, path, retries=1, patience=60.0, say=said.append) == ALL
+    assert any("does not tell of the batch" in line for line in said) and set(server.processed.values()) == {1}
 
 
 def test_a_server_that_refuses_every_line_is_reported_once(path: Path) -> None:

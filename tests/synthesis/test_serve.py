@@ -19,6 +19,8 @@ from speedlit.context import Request, Sampling
 from speedlit.errors import SpeedlitError
 from speedlit.synthesis.client import HTTPBackend
 from speedlit.synthesis.journal import Journal, journal_file
+from speedlit.synthesis.schemas import record_schema
+from speedlit.synthesis.structured import Structured
 from tests.helpers import tiny_llama
 
 MISSING = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
@@ -83,3 +85,16 @@ def test_a_model_that_it_does_not_serve_is_one_sentence(served: tuple[str, str])
         list(client.generate([Request(f"r{i}", [{"role": "user", "content": f"x {i}"}], Sampling(max_tokens=4)) for i in range(20)]))
     client.close()
     assert "\n" not in str(caught.value) and served[0] in str(caught.value)
+
+
+def test_the_probe_finds_out_that_it_ignores_response_format(served: tuple[str, str], tmp_path: Path) -> None:
+    """It takes ``response_format`` without a word and does not keep to it."""
+    url, model = served
+    said: list[str] = []
+    client = HTTPBackend(model, url, journal_file(tmp_path), concurrency=2)
+    backend = Structured(client, client, url, said.append)
+    requests = [Request(f"r{i}", [{"role": "user", "content": f"x {i}"}], Sampling(1.0, 1.0, 4, i), schema=record_schema(["a"])) for i in range(3)]
+    replies = list(backend.generate(requests))
+    backend.close()
+    assert [reply.error for reply in replies] == ["", "", ""], "asked without a schema"
+    assert len(said) == 1 and "it ignores response_format" in said[0] and url in said[0]
