@@ -43,7 +43,7 @@ def ledger(stages: Mapping[str, Any], config: Mapping[str, Any], root: Path) -> 
 
     Returns:
         ``accepted``; ``stages``, ``other``, ``total`` and ``without_brainstorming`` with calls, tokens, usd and local seconds, and the
-        same per accepted sample once ``dataset`` is finished; ``paper`` and ``e5`` beside them; ``caveats``.
+        same per accepted sample once ``dataset`` is finished; ``paper``, ``e5`` and ``share_of_e5`` beside them; ``caveats``.
     """
     prices = {model: Price(**price) for model, price in (config.get("prices") or {}).items()}
     price = price_of(config, prices)
@@ -63,8 +63,14 @@ def ledger(stages: Mapping[str, Any], config: Mapping[str, Any], root: Path) -> 
         **{name: out[name] for name in found},
         "paper": {**PAPER, "per_accepted": per({**PAPER, "usd": None, "local_seconds": None}, PAPER["accepted"])["per_accepted"]},
         "e5": {**E5, "for_as_many": e5, "per_accepted": e5 and per({**e5, "local_seconds": None}, accepted)["per_accepted"]},
+        "share_of_e5": {name: share_of(out[name], e5) for name in ("total", "without_brainstorming")} if e5 else None,
         "caveats": CAVEATS,
     }
+
+
+def share_of(row: Mapping[str, Any], e5: Mapping[str, Any]) -> dict[str, float]:
+    """Calls and tokens as multiples of what the E5-Mistral route takes for as many accepted samples."""
+    return {name: row[name] / e5[name] for name in ("calls", "tokens")}
 
 
 def price_of(config: Mapping[str, Any], prices: Mapping[str, Price]) -> Price | None:

@@ -52,6 +52,8 @@ def test_the_ledger_by_hand(tmp_path: Path) -> None:
     assert found["e5"]["for_as_many"]["calls"] == 200
     assert found["e5"]["for_as_many"]["tokens"] == 200 * 360
     assert found["e5"]["for_as_many"]["usd"] == pytest.approx(72_000 * (134_000 * 2 + 31_000 * 10) / 165_000 / 1e6)
+    assert found["share_of_e5"]["total"] == {"calls": 240 / 200, "tokens": 165_000 / 72_000}
+    assert found["share_of_e5"]["without_brainstorming"]["calls"] == 1.0
     assert found["paper"]["per_accepted"]["calls"] == pytest.approx(45_000 / 920_415)
     assert found["caveats"] == CAVEATS
     assert any("brainstorming" in line for line in CAVEATS) and any("English" in line for line in CAVEATS)
@@ -70,6 +72,7 @@ def test_what_was_paid_beyond_the_answers_in_use_is_a_row_of_its_own(tmp_path: P
     table = cost_table(found)
     assert [row[0] for row in table.rows][-5:] == ["other attempts", "all", "without brainstorming", "the paper (its Table 5)", "E5-Mistral, for as many"]
     assert all(len(row) == len(table.head) for row in table.rows)
+    assert "0.015 times the calls" in table.note, "3 calls for 200 samples"
     assert all(line in table.note for line in CAVEATS), "the caveats are printed with the figures"
 
 
