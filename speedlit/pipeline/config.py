@@ -58,6 +58,8 @@ class Counts:
         validation: prompts held out for choosing settings.
         test: prompts held out for the tables.
         test_samples: answers per held-out prompt and generator.
+        inspected: triplets of the final data about which the teacher is asked whether the positive is better than the negative; 200 give a share
+            of false negatives to 0.03.
         embedder: triplets per data source in the comparison of sources; null takes as many as the smallest source has.
     """
 
@@ -70,6 +72,7 @@ class Counts:
     validation: int = 500
     test: int = 500
     test_samples: int = 1
+    inspected: int = 0
     embedder: int | None = None
 
 
@@ -421,7 +424,7 @@ def check(config: RunConfig, path: Path) -> RunConfig:
     """
     bad: list[str] = []
     for name, value in asdict(config.counts).items():
-        least = 2 if name == "candidates" else 0 if name in ("validation", "test") else 1
+        least = 2 if name == "candidates" else 0 if name in ("validation", "test", "inspected") else 1
         if value is not None and value < least:
             bad.append(f"counts.{name} is {value}; it must be at least {least}")
     for name, share in (("test", config.tasks.test), ("validation", config.tasks.validation)):

@@ -59,7 +59,7 @@ def stages() -> dict[str, Stage]:
         (
             "dataset",
             ("tasks", "seed", "synthesis", "refinement"),
-            ("filters", "counts.embedder", "evaluation", "comparison.sources", "seed"),
+            ("filters", "counts.embedder", "counts.inspected", "evaluation", "comparison.sources", "seed"),
             SYNTH + "dataset",
             False,
         ),

@@ -133,8 +133,14 @@ class Planner:
             self.fit("revisor", records, self.local.revise + answer),
             self.generated("synthesis", sum(repeats.values()), self.local.prompt, self.local.record),
             self.generated("refinement", senior, self.local.revise, answer),
+            *self.inspection(),
             self.embedder(),
         ]
+
+    def inspection(self) -> list[Need]:
+        """The judge's look at some triplets: each beside itself with positive and negative exchanged."""
+        shown = self.paid.judge - (self.counts.candidates - 2) * self.paid.record
+        return [self.asked("dataset", self.counts.inspected, shown, REASON + 8)] if self.counts.inspected else []
 
     def batched(self) -> float:
         """What the Batch API charges of the price, where it is used."""

@@ -78,6 +78,12 @@ def test_batches_and_a_judge_asked_twice_are_in_the_plan() -> None:
         assert other[name]["usd"] == pytest.approx(share * times * live[name]["usd"])
 
 
+def test_triplets_that_are_inspected_are_in_the_plan() -> None:
+    live, other = stages(plan(parse("speed"))), stages(plan(parse("speed", ["--counts.inspected", "200"])))
+    assert "dataset" not in live and other["dataset"]["calls"] == 200
+    assert 0 < other["dataset"]["tokens_in"] / 200 < live["preferences"]["tokens_in"] / live["preferences"]["calls"], "two candidates instead of five"
+
+
 def test_topics_make_brainstorming_known(tmp_path: Path) -> None:
     (tmp_path / "topics.txt").write_text("\n".join(f"Arts/Movies/Title{i}" for i in range(300)))
     found = plan(parse("speed", ["--topics.file", str(tmp_path / "topics.txt")]))

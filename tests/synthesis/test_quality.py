@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from speedlit.offline.teacher import Noise, Teacher
 from speedlit.records import Generation, Preference, Record
 from speedlit.synthesis.filters import words
 from speedlit.synthesis.parsing import Rejected
@@ -18,8 +20,11 @@ from speedlit.synthesis.quality.collapse import self_bleu
 from speedlit.synthesis.quality.faults import alike
 from speedlit.synthesis.quality.orders import bounds, branches
 from speedlit.synthesis.stages.common import to_record
+from speedlit.synthesis.stages.inspection import inspect
 from speedlit.synthesis.templates import load_set
 from tests.synthesis.natural import Row, natural_rows, world_rows
+from tests.synthesis.scripted import context
+from tests.synthesis.server import Server
 
 SHARE = 0.05
 REFUSAL = "I'm sorry, but I can't assist with that request."
@@ -122,7 +127,7 @@ def test_clean_records_raise_no_alarm(world: list[Row], natural: list[Row]) -> N
         found = measured(rows)
         assert found["alarms"] == [], found
         assert {*RULES} - {*found} <= {name for name in RULES if name.startswith("judge_")} | {
-            "collapse", "removed", "dropped", "truncated", "unanswered", "other_language", "one_label_tasks",
+            "collapse", "removed", "false_negatives", "dropped", "truncated", "unanswered", "other_language", "one_label_tasks",
         }, "every other measure has a base"  # fmt: skip
     assert "other_language" in found
 
@@ -344,3 +349,17 @@ def test_a_gate_drops_what_its_measure_counts(gate: str) -> None:
 def test_a_negative_that_is_the_positive_never_passes() -> None:
     row = Record("g", "p", "retrieval", "do", {"q": "a", "p": "b"}, "a", "b", ["c"])
     assert fault_of(replace(row, negatives=[row.positive]), {}) == "negative_equals_positive"
+
+
+@pytest.mark.parametrize("noise, alarms", [(0.0, []), (0.2, ["false_negatives"])])
+def test_the_judge_is_asked_whether_the_positive_is_the_better_one(noise: float, alarms: list[str], world: list[Row], tmp_path: Path) -> None:
+    """The embedded judge, without noise, over records of which some have positive and negative exchanged."""
+    teacher = Teacher(noise=Noise(0, 0, 0))
+    triples = [row for row in random.Random(4).sample(world, 300) if row[0].negatives][:200]
+    spoilt = [(rewritten(r, positive=r.negatives[0], negative=r.positive) if i < noise * len(triples) else r, p) for i, (r, p) in enumerate(triples)]
+    with Server(lambda body, n: teacher.answer(body["messages"], body.get("seed"))) as server:
+        ctx = context("dataset", tmp_path, server, prompts="mini")
+        found = inspect(ctx, spoilt, len(spoilt))
+    assert found["alarms"] == alarms and found["inspected"] == len(spoilt) and found["unusable"] == 0
+    assert found["false_negatives"] == noise and found["false_negatives_95"][0] <= noise <= found["false_negatives_95"][1]
+    assert ctx.ledger.calls == len(spoilt)

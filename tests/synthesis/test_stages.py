@@ -206,10 +206,11 @@ def test_gates_for_single_records(run: RUN, tmp_path: Path) -> None:
 
     gates = {"exact": True, "minhash_threshold": None, "ngram": None, "meta_text": True, "copied_query": 0.5}
     with Server(answer) as server:
-        ctx = context("dataset", tmp_path, server, filters=gates, comparison={"sources": [], "seeds": 0})
+        ctx = context("dataset", tmp_path, server, filters=gates, comparison={"sources": [], "seeds": 0}, counts={"inspected": 4})
         ctx.inputs = {**{name: root / name for name in ctx.inputs}, "refinement": spoilt}
         dataset.run(ctx)
     assert {reason: ctx.ledger.rejected[f"refined:{reason}"] for reason in victims} == {"meta_text": 1, "copied_query": 1}
+    assert ctx.ledger.notes["quality"]["refined"]["inspected"] == ctx.ledger.calls == 4, "and the judge was asked about four triplets"
     assert ctx.ledger.notes["quality"]["refined"]["removed"] == round(sum(ctx.ledger.rejected.values()) / len(used), 4)
 
 

@@ -21,6 +21,7 @@ class Levels:
     Args:
         label_leak: highest share of classification texts that spell out a label.
         negative_like_positive: highest share of records with a negative that has nearly the positive's words.
+        false_negatives: highest share of triplets whose positive the judge does not prefer to the negative (measured where ``counts.inspected`` asks).
         copied_query: highest share of records whose positive repeats the query.
         own_positive_first: highest share of queries whose own positive word matching (BM25) puts first among all documents.
         duplicates: highest share of exact copies.
@@ -52,6 +53,7 @@ class Levels:
 
     label_leak: float | None = 0.02
     negative_like_positive: float | None = 0.01
+    false_negatives: float | None = 0.05
     copied_query: float | None = 0.02
     own_positive_first: float | None = 0.95
     duplicates: float | None = 0.01
@@ -110,6 +112,7 @@ class Rule:
 RULES = {
     "label_leak": Rule("most", "labels are spelled out in their texts"),
     "negative_like_positive": Rule("most", "negatives have nearly the words of their positive"),
+    "false_negatives": Rule("most", "the judge does not prefer the positive to the negative"),
     "copied_query": Rule("most", "positives repeat their query"),
     "own_positive_first": Rule("most", "word matching finds nearly every positive"),
     "duplicates": Rule("most", "records are exact copies of others"),

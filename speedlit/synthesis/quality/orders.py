@@ -12,7 +12,7 @@ import numpy as np
 
 from speedlit.records import Prompt, Record
 from speedlit.synthesis.filters import words
-from speedlit.synthesis.quality.alarms import Figure
+from speedlit.synthesis.quality.alarms import Figure, Z
 from speedlit.synthesis.quality.lexical import hashed
 
 Rows = Sequence[tuple[Record, Prompt]]
@@ -149,7 +149,11 @@ def length_follows(rows: Rows) -> Figure | None:
         if len(pairs) >= FEW and len(set(numbers)) > 1:
             found += len(pairs) * (float(np.corrcoef(ranks(numbers), ranks(sizes))[0, 1]) if len(set(sizes)) > 1 else 0.0)
             total += len(pairs)
-    return Figure(found / total, total) if total else None
+    if not total:
+        return None
+    mean, half = found / total, Z / math.sqrt(max(total - 3, 1))
+    middle = math.atanh(max(min(mean, 0.999), -0.999))  # Fisher's interval of a correlation
+    return Figure(mean, total, math.tanh(middle - half), math.tanh(middle + half))
 
 
 def ranks(values: Sequence[int]) -> np.ndarray[Any, Any]:

@@ -31,6 +31,7 @@ from speedlit.synthesis.quality.alarms import Figure, judged
 from speedlit.synthesis.quality.measures import SAMPLE
 from speedlit.synthesis.sieve import CONTAMINATED, Sieve, Sieved, Table, sift, spilled
 from speedlit.synthesis.stages.common import note_quality
+from speedlit.synthesis.stages.inspection import inspect
 from speedlit.workers import in_order
 
 FILES = {
@@ -77,7 +78,8 @@ def build(ctx: Context) -> None:
         table = sieved.table[sieved.kept][:limit]
         ctx.ledger.notes[source] = {"records": len(sieved.kept), "triplets": len(table)}
         removed = Figure(1 - len(sieved.kept) / len(sieved.table), len(sieved.table))
-        note_quality(ctx, source, quality(ctx, source, table), judged({"removed": removed}, ctx.config.get("quality")))
+        verdicts = inspected(ctx, source, table) if source == MAIN else {"alarms": []}
+        note_quality(ctx, source, quality(ctx, source, table), judged({"removed": removed}, ctx.config.get("quality")), verdicts)
         write(ctx, source, table)
         ctx.ledger.accepted += len(table)
     remove(work)
@@ -269,13 +271,27 @@ def lineages(part: Part) -> Iterator[dict[str, str]]:
 
 def quality(ctx: Context, source: str, table: Table) -> dict[str, Any]:
     """The measures of the triplets' records: of all, or of those texts with the smallest hashes, a sample that no order can change."""
-    stage, file = FILES[source]
     texts = np.unique(table["text"])[:SAMPLE]
-    rows = table[table["text"] <= texts[-1]]
-    prompts, places = (np.load(ctx.out / WORK / f"{file}.npy", mmap_mode="r") for file in ("prompts", "prompt-lines"))
     measures = Measures(ctx.config.get("quality"))
-    with Lines(ctx.inputs[stage] / file) as records, Lines(ctx.inputs["tasks"] / "prompts.jsonl") as texts_of:
-        for row in rows:
-            prompt = Prompt.from_json(texts_of[int(places[np.searchsorted(prompts, row["prompt"])])])
-            measures.add(Record.from_json(records[int(row["line"])]), prompt)
+    for record, prompt in read(ctx, source, table[table["text"] <= texts[-1]]):
+        measures.add(record, prompt)
     return {**measures.result(), "records": len(table)}
+
+
+def inspected(ctx: Context, source: str, table: Table) -> dict[str, Any]:
+    """What the judge says about ``counts.inspected`` triplets; {"alarms": []} where none is asked about."""
+    count = min(ctx.config["counts"].get("inspected") or 0, len(table))
+    if not count:
+        return {"alarms": []}
+    found = read(ctx, source, table[np.argsort(table["text"], kind="stable")])
+    return inspect(ctx, itertools.islice((pair for pair in found if pair[0].negatives), count), count)
+
+
+def read(ctx: Context, source: str, table: Table) -> Iterator[tuple[Record, Prompt]]:
+    """The records of some rows with their prompts."""
+    stage, file = FILES[source]
+    prompts, places = (np.load(ctx.out / WORK / f"{file}.npy", mmap_mode="r") for file in ("prompts", "prompt-lines"))
+    with Lines(ctx.inputs[stage] / file) as records, Lines(ctx.inputs["tasks"] / "prompts.jsonl") as texts_of:
+        for row in table:
+            prompt = Prompt.from_json(texts_of[int(places[np.searchsorted(prompts, row["prompt"])])])
+            yield Record.from_json(records[int(row["line"])]), prompt
