@@ -26,7 +26,7 @@ from speedlit.synthesis.batchwire import BatchWire, Down, Refused
 from speedlit.synthesis.budget import Budget, tariff, worst_case
 from speedlit.synthesis.health import PASSING, Health
 from speedlit.synthesis.journal import Event, Journal, request_key
-from speedlit.synthesis.wire import Answer, Endpoint, Outcome, chat_body, error_code
+from speedlit.synthesis.wire import SECRET, Answer, Endpoint, Outcome, chat_body, error_code
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 FULL = "token_limit_exceeded"  # the account's queue has no room for a batch of this size now
@@ -117,8 +117,8 @@ class BatchBackend:
             self.journal.close()
 
     def _reply(self, request: Request, answer: Answer, cached: bool, error: str) -> Reply:
-        provenance = {"backend": "http", "role": self.role, "model": self.model}
-        return Reply(request.id, request.index, answer.text, answer.finish_reason, answer.tokens_in, answer.tokens_out, cached, error, provenance)
+        provenance, text = {"backend": "http", "role": self.role, "model": self.model}, self._clean(answer.text, SECRET)
+        return Reply(request.id, request.index, text, answer.finish_reason, answer.tokens_in, answer.tokens_out, cached, error, provenance)
 
     def _missing(self, asked: Mapping[str, Request]) -> dict[str, Request]:
         """The requests that the journals have no answer to."""
@@ -409,7 +409,7 @@ class BatchBackend:
             status = int(response.get("status_code") or 0)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        raw = self._clean(json.dumps(response["body"], ensure_ascii=False)) if response.get("body") is not None else ""
+        raw = self._clean(json.dumps(response["body"], ensure_ascii=False), SECRET) if response.get("body") is not None else ""
         if 200 <= status < 300:
             return key, Outcome(status, raw)
         code = str(error.get("code") or "") if isinstance(error, dict) else ""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import AsyncIterator, Callable
+from importlib.util import find_spec
 from typing import Any
 
 from speedlit.synthesis.wire import REPEATED
 
-try:
-    import httpx2 as http  # what openai 3 speaks through
-except ImportError:
-    import httpx as http  # before it
+http: Any = importlib.import_module("httpx2" if find_spec("httpx2") else "httpx")  # what openai 3 speaks through, and what it did before
 
 
 

@@ -54,6 +54,8 @@ class Health:
         """Whether a request is given up after its ``attempt``-th attempt (from 0), ``blamed`` of which count against it."""
         if 400 <= outcome.status < 500 and outcome.status not in PASSING:
             return True
+        if outcome.reason == "timeout" and not self.answered and attempt >= 1:
+            return True  # a server that takes requests and has never answered one: seven time-outs of two minutes would show nothing more
         return blamed > self.retries or (attempt >= self.retries and self.answered and time.monotonic() - self._good_at > self.patience)
 
     def fatal(self, outcome: Outcome, reason: str, attempt: int, hopeless: bool) -> SpeedlitError | None:
