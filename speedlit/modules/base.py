@@ -131,6 +131,8 @@ class SpeedModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Look whether attention is as asked; say what is trained."""
+        if self.trainer.precision == "16-mixed":  # clipping and the check for NaN would look at gradients that are still scaled
+            raise UsageError("trainer.precision is 16-mixed, whose scaled gradients this trainer doesn't handle; set it to bf16-mixed or 32-true")
         probe_attention(self.model, self.backbone.attention)
         self.probe_rows()
         self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not weight.detach().any()}

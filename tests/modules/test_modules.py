@@ -335,6 +335,15 @@ def test_an_adapter_that_gets_no_gradient_is_refused(tmp_path: Path) -> None:
         fit(config, tmp_path / "fit", progress=False)
 
 
+def test_scaled_gradients_are_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes 16-mixed for bf16-mixed on a CPU; the trainer is told otherwise."""
+    import lightning as L
+
+    monkeypatch.setattr(L.Trainer, "precision", "16-mixed")
+    with pytest.raises(UsageError, match=r"trainer\.precision is 16-mixed.*set it to bf16-mixed"):
+        fit(recipe(root, "sft"), tmp_path, progress=False)
+
+
 def test_an_adapter_that_is_not_finite_after_step_1_is_refused(root: Path, tmp_path: Path) -> None:
     config = recipe(root, "sft", optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e60}}, model={"clip": None, "schedule": {"kind": "constant"}})
     with pytest.raises(SpeedlitError, match=r"after step 1 0 adapters have not moved and 14 are not finite, such as .*lora_B"):
