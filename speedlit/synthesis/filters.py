@@ -19,6 +19,7 @@ from speedlit.synthesis.hashing import Hashes, Places, encode, runs, words
 from speedlit.synthesis.near import NearFilter
 
 __all__ = ["ContaminationFilter", "NearFilter", "strings", "texts_in", "words"]
+NO_TEXTS = {"id", "_id", "query-id", "corpus-id", "label", "labels", "label_text"}  # two data sets may well have a label in common
 BLOCK = 1000  # texts that are hashed together
 
 
@@ -78,7 +79,8 @@ class ContaminationFilter:
 
 
 def texts_in(path: Path) -> Iterator[str]:
-    """Yield every text of the evaluation files under ``path`` (.jsonl, .json, .txt, .tsv, .csv); JSON gives all its strings but ids.
+    """Yield every text of the evaluation files under ``path`` (.jsonl, .json, .txt, .tsv, .csv); JSON gives all its strings but ids and
+    labels.
 
     Raises:
         UsageError: missing or unreadable file.
@@ -90,22 +92,21 @@ def texts_in(path: Path) -> Iterator[str]:
         if file.suffix not in (".jsonl", ".json", ".txt", ".tsv", ".csv"):
             continue
         try:
-            content = file.read_text(encoding="utf-8")
-            if file.suffix == ".json":
-                yield from strings(json.loads(content))
-            elif file.suffix == ".jsonl":
-                for line in content.splitlines():
-                    if line.strip():
-                        yield from strings(json.loads(line))
-            else:
-                for line in content.splitlines():
-                    yield from line.split("\t") if file.suffix == ".tsv" else [line]
+            with file.open(encoding="utf-8") as stream:
+                if file.suffix == ".json":
+                    yield from strings(json.load(stream))
+                    continue
+                for line in stream:
+                    if file.suffix == ".jsonl":
+                        yield from strings(json.loads(line)) if line.strip() else ()
+                    else:
+                        yield from line.split("\t") if file.suffix == ".tsv" else [line]
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the evaluation texts in {file}: {error}") from error
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Yield the strings inside a JSON value; values of keys that name ids are passed over."""
+    """Yield the strings inside a JSON value; values of keys that name ids or labels are passed over."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -113,5 +114,5 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(item)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if key not in ("id", "_id", "query-id", "corpus-id"):
+            if key not in NO_TEXTS:
                 yield from strings(item)

@@ -97,7 +97,7 @@ def count_lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
 
 
-def number(identity: str) -> int:
+def number(identity: Any) -> int:
     """An id of 16 hex digits as a number of 64 bits.
 
     Raises:

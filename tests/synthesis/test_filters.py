@@ -45,10 +45,12 @@ def test_contamination_by_runs_of_words(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "corpus.jsonl").write_text('{"_id": "secret id words", "text": "one two three four five six seven"}\n')
     (tmp_path / "task" / "labels.json").write_text('{"names": ["short label"]}')
+    (tmp_path / "task" / "test.jsonl").write_text('{"text": "", "label": "joy", "labels": ["deep joy"]}\n')
     found = ContaminationFilter(texts_in(tmp_path), size=5)
     assert found.texts == 2
     assert found.is_contaminated("x", "he said: TWO three, four five six - and left")
     assert not found.is_contaminated("two three four five", "secret id words")
+    assert not found.is_contaminated("joy", "deep joy"), "a label is no text"
     assert found.is_contaminated("Short label!") and not found.is_contaminated("a short label")
     with pytest.raises(UsageError, match="does not exist"):
         list(texts_in(tmp_path / "nothing"))

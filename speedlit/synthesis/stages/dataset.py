@@ -194,18 +194,18 @@ def columns(path: Path, function: Any, label: str) -> Any:
 
 def prompt_columns(path: Path, stretch: Stretch) -> Any:
     """Id, task and first byte of each prompt that data are made from."""
-    found = [(number(row["id"]), number(row["task_id"]), line) for line, row in rows(path, stretch) if row["use"] in ("synthetic", "seed")]
+    found = [(number(row.get("id")), number(row.get("task_id")), line) for line, row in rows(path, stretch) if row.get("use") in ("synthetic", "seed")]
     return np.array(found, np.uint64).reshape(-1, 3).T
 
 
 def task_columns(path: Path, stretch: Stretch) -> Any:
     """Id and topic of each task."""
-    return np.array([(number(row["id"]), number(row["topic_id"])) for _, row in rows(path, stretch)], np.uint64).reshape(-1, 2).T
+    return np.array([(number(row.get("id")), number(row.get("topic_id"))) for _, row in rows(path, stretch)], np.uint64).reshape(-1, 2).T
 
 
 def revision_columns(path: Path, stretch: Stretch) -> Any:
     """Id of each revision."""
-    return np.array([(number(row["id"]),) for _, row in rows(path, stretch)], np.uint64).reshape(-1, 1).T
+    return np.array([(number(row.get("id")),) for _, row in rows(path, stretch)], np.uint64).reshape(-1, 1).T
 
 
 # ---- writing: one chunk of the shards per job --------------------------------------------------------------------------------------
