@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import random
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from speedlit.synthesis.hashing import encode, runs, whole
 from speedlit.synthesis.near import SHINGLE, SLOTS, NearFilter, banding, near_duplicates, sketches
 from speedlit.synthesis.stages import dataset
 
+SIZE = 1000
 WORDS = [f"word{i}" for i in range(2000)]
 
 
@@ -102,63 +107,66 @@ def test_of_a_crowd_of_like_texts_those_stay_that_resemble_none_that_stays() -> 
     assert all(any(jaccard(crowd[i], text) >= 0.8 for text in stays) for i in dropped)
 
 
+@dataclass
+class Made:
+    """A folder in which the stage has run once, in one process, what was planted there, and the ledger."""
+
+    root: Path
+    planted: dict[str, list]
+    ledger: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list]]:
-    root = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root, out = tmp_path_factory.mktemp("made"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(bench, "TASKS", 40)
-        return root, bench.make(root, 1500)
+        planted = bench.make(root, SIZE)
+        bench.stage(root)
+    return Made(root, planted, json.loads(out.getvalue().splitlines()[-1]))
 
 
 def outcome(root: Path) -> dict[str, object]:
     """All that the stage decided and wrote."""
     shards = ShardSet(root / "dataset" / "shards" / "refined").verify()
     files = ("dropped.jsonl", "triplets-refined.jsonl")
-    table = {name: column.tolist() for name, column in shards.table().items()}
-    return {"rows": list(shards), "table": table, **{name: (root / "dataset" / name).read_bytes() for name in files}}
+    columns = {name: column.tolist() for name, column in shards.table().items()}
+    return {"rows": list(shards), "columns": columns, **{name: (root / "dataset" / name).read_bytes() for name in files}}
 
 
-def test_planted_faults_are_found_and_cuts_and_processes_change_nothing(
-    made: tuple[Path, dict[str, list]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root, planted = made
-    bench.stage(root)
-    ledger = json.loads(capsys.readouterr().out.splitlines()[-1])
-    found = bench.verdict(root, planted)
+def test_planted_faults_are_found(made: Made) -> None:
+    found, rejected = bench.verdict(made.root, made.planted), made.ledger["rejected"]
     assert found["found"] == {"near": 1.0, "far": 0.0, "copy": 1.0, "contaminated": 1.0, "negative": 1.0} and all(found["planted"].values())
-    assert ledger["notes"]["decontamination"]["dropped"] == len(planted["contaminated"]) == ledger["rejected"]["refined:contaminated"]
-    assert set(ledger["notes"]["decontamination"]["first_ids"]) == set(planted["contaminated"])
-    once = outcome(root)
-    assert len(once["rows"]) == ledger["accepted"] == 1500 - sum(ledger["rejected"].values())
-    assert not (root / "dataset" / "work" / "sieve").exists(), "working files are gone"
-
-    monkeypatch.setattr(lines, "STRETCH", 400_000)
-    monkeypatch.setattr("speedlit.synthesis.sieve.STRETCH", 400_000)
-    monkeypatch.setattr("speedlit.synthesis.sieve.BATCH", 37)
-    monkeypatch.setattr(workers, "cores", lambda: 1)
-    bench.stage(root)
-    assert outcome(root) == once
-    monkeypatch.setattr(dataset, "PART", 300_000)
-    monkeypatch.setattr(workers, "cores", lambda: 2)
-    bench.stage(root)
-    several = outcome(root)
-    assert len(read_json(root / "dataset" / "shards" / "refined" / "manifest.json")["chunks"]) > 2
-    assert several == once
+    note = made.ledger["notes"]["decontamination"]
+    assert note["dropped"] == len(made.planted["contaminated"]) == rejected["refined:contaminated"]
+    assert set(note["first_ids"]) == set(made.planted["contaminated"])
+    assert len(list(read_jsonl(made.root / "dataset" / "triplets-refined.jsonl"))) == made.ledger["accepted"] == SIZE - sum(rejected.values())
+    assert not (made.root / "dataset" / "work" / "sieve").exists(), "working files are gone"
 
 
-def test_lineage_joins(made: tuple[Path, dict[str, list]]) -> None:
-    root, _ = made
-    prompts = {row["id"]: row for row in read_jsonl(root / "tasks" / "prompts.jsonl")}
-    topics = {row["id"]: row["topic_id"] for row in read_jsonl(root / "tasks" / "tasks.jsonl")}
-    records = {row["id"]: row for row in read_jsonl(root / "refinement" / "records.jsonl")}
-    revisions = {row["record_id"]: row["id"] for row in read_jsonl(root / "refinement" / "revisions.jsonl")}
-    bench.stage(root)
-    for row in read_jsonl(root / "dataset" / "triplets-refined.jsonl"):
+def test_lineage_joins(made: Made) -> None:
+    prompts = {row["id"]: row for row in read_jsonl(made.root / "tasks" / "prompts.jsonl")}
+    topics = {row["id"]: row["topic_id"] for row in read_jsonl(made.root / "tasks" / "tasks.jsonl")}
+    records = {row["id"]: row for row in read_jsonl(made.root / "refinement" / "records.jsonl")}
+    revisions = {row["record_id"]: row["id"] for row in read_jsonl(made.root / "refinement" / "revisions.jsonl")}
+    for row in read_jsonl(made.root / "dataset" / "triplets-refined.jsonl"):
         record, line = records[row["record_id"]], row["lineage"]
         assert line["record"] == record["id"] and line["generation"] == record["generation_id"] and line["prompt"] == record["prompt_id"]
         assert line["task"] == prompts[line["prompt"]]["task_id"] and line["topic"] == topics[line["task"]]
         assert line["revision"] == revisions[record["id"]]
         assert [row[key] for key in ("query", "positive", "negatives")] == [record[key] for key in ("query", "positive", "negatives")]
+
+
+def test_cuts_and_processes_change_nothing(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = outcome(made.root)
+    monkeypatch.setattr(lines, "STRETCH", 700_000)
+    monkeypatch.setattr("speedlit.synthesis.sieve.STRETCH", 700_000)
+    monkeypatch.setattr("speedlit.synthesis.sieve.BATCH", 37)
+    monkeypatch.setattr(dataset, "PART", 300_000)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    bench.stage(made.root)
+    assert len(read_json(made.root / "dataset" / "shards" / "refined" / "manifest.json")["chunks"]) > 2
+    assert outcome(made.root) == once
 
 
 def test_every_line_is_in_one_stretch(tmp_path: Path) -> None:
@@ -198,10 +206,10 @@ def exit_at_three(job: int) -> int:
     return os._exit(1) if job == 3 else job
 
 
-def test_a_full_disk_is_told_in_words(made: tuple[Path, dict[str, list]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_in_words(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("speedlit.synthesis.sieve.spill", full)
     with pytest.raises(SpeedlitError, match="no space left on the disk while writing .*dataset"):
-        bench.stage(made[0])
+        bench.stage(made.root)
