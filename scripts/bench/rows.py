@@ -9,11 +9,12 @@ from scripts.bench.client import client
 from scripts.bench.dpo import dpo, dpo_precomputed
 from scripts.bench.embedding import embedding, embedding_512
 from scripts.bench.generation import generation
+from scripts.bench.loader import loader
 from scripts.bench.row import Row
 from scripts.bench.sft import sft, sft_32k
 
 ROWS: dict[str, Callable[[Path], Row]] = {
     "sft": sft, "sft_32k": sft_32k, "dpo": dpo, "dpo_precomputed": dpo_precomputed, "embedding": embedding, "embedding_512": embedding_512,
-    "generation": generation, "client": client,
+    "generation": generation, "client": client, "loader": loader,
 }  # fmt: skip
 MEMORY = ("sft_32k", "dpo", "embedding", "embedding_512")  # rows whose peak memory is compared

@@ -2,7 +2,7 @@
 
 - prompt + completion, or messages (the last assistant turn is the completion): sft
 - prompt + chosen + rejected, or chosen + rejected with a shared beginning: preference
-- query + positive (or positives) + negatives (or negative): contrastive
+- query + positive (or positives) + negatives (or negative): contrastive; with scores (of the positive and of each negative): graded
 - text + label: contrastive; the same label makes a positive, another label a hard negative
 
 Conversations are turned into text by TRL's own helpers and the tokenizer's chat template.
@@ -157,7 +157,7 @@ def _contrastive(row: Row, tokenizer: Any) -> Row:
         raise UsageError("it needs a query and a positive")
     return {
         "kind": str(row.get("kind", "retrieval")), "instruction": str(row.get("instruction") or ""),
-        "query": query[0], "positive": positive[0], "negatives": negatives,
+        "query": query[0], "positive": positive[0], "negatives": negatives, **({"scores": row["scores"]} if "scores" in row else {}),
     }  # fmt: skip
 
 

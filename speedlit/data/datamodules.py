@@ -290,6 +290,8 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         end = (self.done // len(self) + 1) * len(self)
+        if self.workers:  # they are threads enough, and tokenizers warn of their own in forked processes
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         loader = DataLoader(
             self.steps, batch_size=None, sampler=range(self.done, end), num_workers=self.workers, pin_memory=self.pin,
             generator=torch.Generator(),  # or else each epoch would draw from the global one, and a resumed run once more

@@ -40,6 +40,7 @@ def test_plain_formats() -> None:
     assert implicit == {"shape": "preference", "prompt": "The sky is", "chosen": " blue", "rejected": " green"}
     row = {"query": "q", "positive": "p", "negatives": ["n", "m"], "instruction": "find", "kind": "sts"}
     assert one(row) == {"shape": "contrastive", **row}
+    assert one({**row, "scores": [3, 1, 0.5]}) == {"shape": "contrastive", **row, "scores": [3, 1, 0.5]}
     assert one({"anchor": "q", "positive": "p", "negative": "n"})["negatives"] == ["n"]
     assert one({"query": "q", "pos": ["p"], "neg": []})["positive"] == "p"
 
