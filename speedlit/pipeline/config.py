@@ -14,6 +14,7 @@ from speedlit.errors import UsageError
 from speedlit.pipeline.yamlfiles import find_recipe, merge, read_yaml, reason, unknown_keys
 from speedlit.synthesis.budget import Price
 from speedlit.synthesis.quality.alarms import Levels
+from speedlit.synthesis.wire import address
 
 
 @dataclass
@@ -465,6 +466,11 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"teacher.concurrency is {config.teacher.concurrency}; it must be at least 1")
     if config.teacher.retries < 0:
         bad.append(f"teacher.retries is {config.teacher.retries}; it must be at least 0")
+    if config.teacher.base_url:
+        try:
+            address(config.teacher.base_url)
+        except UsageError as error:
+            bad.append(str(error))
     for name in ("timeout", "requests_per_minute", "tokens_per_minute"):
         value = getattr(config.teacher, name)
         if value is not None and value <= 0:

@@ -253,7 +253,7 @@ class HTTPBackend:
         try:
             slot, booked = self._pace.book(letters, body.get("max_tokens") or 0)
             while (left := self._pace.left(slot)) > 0:
-                await self._rest(left)
+                await self._rest(left if self._paced else left * self._jitter.uniform(1.0, 1.1))  # a pause for all ends for one after the other
             self._check()
             tokens_in, tokens_out = worst_case(body)
             await self._note(Event(key, "sent", tokens_in=tokens_in, tokens_out=tokens_out, detail=tariff(self.model)))

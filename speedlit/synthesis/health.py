@@ -61,6 +61,8 @@ class Health:
     def fatal(self, outcome: Outcome, reason: str, attempt: int, hopeless: bool) -> SpeedlitError | None:
         """The end of the run, where what happened would befall every other request too."""
         status, at = outcome.status, self.at
+        if not outcome.connected and "CERTIFICATE" in reason:
+            return SpeedlitError(f"{at} has a certificate that is not trusted here ({reason}): name its authority's file in SSL_CERT_FILE, or mend the address")
         if not outcome.connected and (hopeless or (not self.answered and attempt + 1 >= FIRST_TRIES)):
             return SpeedlitError(f"cannot reach {at} ({reason}): start that server, or set OPENAI_BASE_URL (or teacher.base_url) to one that runs")
         if 300 <= status < 400:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from speedlit.context import Request
@@ -104,6 +104,25 @@ def read_key() -> str:
     return key
 
 
+def address(url: str) -> SplitResult:
+    """A base URL in its parts.
+
+    Raises:
+        UsageError: it is none, or a name or password stands in it.
+    """
+    shown = url.split("?")[0].rpartition("@")[2]
+    try:
+        parts = urlsplit(url.strip())
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(f"teacher.base_url (OPENAI_BASE_URL) {shown!r} is no address: it is written http://host:port/v1")
+    if parts.username or parts.password:
+        raise UsageError(f"teacher.base_url (OPENAI_BASE_URL) for {shown} holds a name or password: take it out; keys stand in OPENAI_API_KEY")
+    return parts
+
+
 class Endpoint:
     """Address and key of a server. ``name`` is its address as it may be shown: without query.
 
@@ -115,20 +134,11 @@ class Endpoint:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        url = (url or os.environ.get("OPENAI_BASE_URL") or OPENAI).strip()
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if host is None or parts.scheme not in ("http", "https"):
-            raise UsageError(f"{url.split('?')[0]!r} is no address of a teacher: teacher.base_url (OPENAI_BASE_URL) is written http://host:port/v1")
-        if parts.username or parts.password:
-            raise UsageError(f"teacher.base_url (OPENAI_BASE_URL) for {host} holds a name or password: take it out; keys stand in OPENAI_API_KEY")
-        self.scheme, self.host, self.key = parts.scheme, host, read_key()
+        parts = address(url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
+        self.scheme, self.host, self.key = parts.scheme, str(parts.hostname), read_key()
         self.query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.name = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/chat/completions')}"
-        self.azure = "api-version" in self.query or host.endswith(".azure.com")
+        self.azure = "api-version" in self.query or self.host.endswith(".azure.com")
         self._spellings = {self.key, quote(self.key, safe=""), self.key.replace("/", "\\/")}
 
     def client(self) -> Any:
@@ -140,7 +150,14 @@ class Endpoint:
         verify = http.create_ssl_context() if self.scheme == "https" else False
         local = self.host in ("127.0.0.1", "localhost", "::1") or proxy_bypass(self.host)
         proxy = None if local else getproxies().get(self.scheme) or getproxies().get("all")
-        transport = Connections(lambda: http.AsyncHTTPTransport(verify=verify, proxy=proxy))
+
+        def line() -> Any:
+            try:
+                return http.AsyncHTTPTransport(verify=verify, proxy=proxy)
+            except (ImportError, ValueError) as error:
+                raise UsageError(f"the proxy that the environment names for {self.scheme} cannot be used: {error}") from error
+
+        transport = Connections(line)
         client = openai.DefaultAsyncHttpxClient(transport=transport, follow_redirects=False)
         query: Mapping[str, object] = self.query
         return openai.AsyncOpenAI(

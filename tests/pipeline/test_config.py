@@ -43,6 +43,8 @@ def test_every_shipped_loop_parses_with_the_real_parser(name: str) -> None:
         ("threads: many\n", ["threads is many; expected int"]),
         ("sampling: 3\nfilters:\n", ["sampling is 3; expected keys and values", "filters is None; expected keys"]),
         ("filters: {ngram: 0, minhash_threshold: 1.5}\n", ["filters.ngram is 0", "filters.minhash_threshold is 1.5"]),
+        ("teacher: {base_url: 'https://me:secret@host/v1', requests_per_minute: 0}\n", ["keys stand in OPENAI_API_KEY", "teacher.requests_per_minute is 0"]),
+        ("teacher: {base_url: 'host:8000/v1', timeout: -1}\n", ["'host:8000/v1' is no address", "teacher.timeout is -1"]),
         ("budget: {usd: 5}\n", ["budget.usd needs a price", "gpt-4o-2024-05-13", "per million tokens"]),
         ("budget: {calls: -1}\nplan: {devices: 0, kept: 1.5}\n", ["budget.calls is -1", "plan.devices is 0", "plan.kept is 1.5"]),
         ("prices: {m: {input: 1, output: -2}}\n", ["prices.m.output is -2"]),

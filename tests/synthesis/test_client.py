@@ -274,10 +274,15 @@ def test_the_key_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("localhost:8000/v1", "http://host:port/v1"), ("http://[::1/v1", "no address"), (f"https://me:{KEY}@host/v1", "keys stand in OPENAI_API_KEY")],
+    [
+        ("localhost:8000/v1", "http://host:port/v1"),
+        ("http://[::1/v1", "no address"),
+        (f"https://me:{KEY}@host/v1", "keys stand in OPENAI_API_KEY"),
+        (f"me:{KEY}@[host/v1", "no address"),
+    ],
 )
 def test_an_address_that_is_none(address: str, words: str) -> None:
-    with pytest.raises(UsageError, match="teacher.base_url.*|.*teacher.base_url") as caught:
+    with pytest.raises(UsageError, match="teacher.base_url") as caught:
         HTTPBackend("m", address)
     assert words in str(caught.value) and KEY not in str(caught.value)
 
