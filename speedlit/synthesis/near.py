@@ -106,7 +106,7 @@ class Shared:
 
     def __iter__(self) -> Iterator[tuple[int, Ranks]]:
         """Each text with its buckets."""
-        bounds = np.flatnonzero(np.diff(self.ranks, prepend=self.ranks[:1] - 1, append=self.ranks[-1:] + 1)) if len(self.ranks) else []
+        bounds = np.flatnonzero(np.diff(self.ranks, prepend=self.ranks[:1] - 1, append=self.ranks[-1:] + 1))
         for start, end in zip(bounds, bounds[1:], strict=False):
             yield int(self.ranks[start]), self.buckets[start:end]
 

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def render(tasks: Tasks, templates: PromptSet, config: Mapping[str, Any]) -> Ite
 
 
 def draw(
-    tasks: Collection[Task], template: Template, use: str, count: int, seed: int, seen: FlatSet | set[int], held_out: FlatSet | set[int]
+    tasks: Ordered | Sequence[Task], template: Template, use: str, count: int, seed: int, seen: FlatSet | set[int], held_out: FlatSet | set[int]
 ) -> Iterator[Prompt]:
     """``count`` distinct prompts of one kind: round after round over all tasks, in their order.
 
