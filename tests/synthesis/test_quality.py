@@ -18,7 +18,7 @@ from speedlit.synthesis.quality import Answers, JudgeMeasures, Levels, Measures,
 from speedlit.synthesis.quality.alarms import RULES, lines
 from speedlit.synthesis.quality.collapse import self_bleu
 from speedlit.synthesis.quality.faults import alike
-from speedlit.synthesis.quality.orders import bounds, branches
+from speedlit.synthesis.quality.orders import bounds, branches, not_english
 from speedlit.synthesis.stages.common import to_record
 from speedlit.synthesis.stages.inspection import inspect
 from speedlit.synthesis.templates import load_set
@@ -157,7 +157,7 @@ def test_a_few_records_raise_no_alarm_by_chance(world: list[Row]) -> None:
 
 
 def test_levels_are_the_users(world: list[Row]) -> None:
-    rows = plant(world, ["top_opening"])
+    rows = plant(random.Random(6).sample(world, 700), ["top_opening"])
     assert measured(rows, top_opening=None)["alarms"] == measured(rows, top_opening=0.2)["alarms"] == []
     assert set(RULES) == set(Levels.__dataclass_fields__), "each level has its rule"
     assert all(f"        {name}: " in (Levels.__doc__ or "") for name in RULES), "and its line of help"
@@ -294,6 +294,13 @@ def test_asked_lengths_are_read_from_the_knobs() -> None:
     inf = float("inf")
     asked = {"fewer than 10": (0, 10), "at least 50": (50, inf), "5 to 15 words": (5, 15), "3 facts": None, "English": None, 300: (300, inf), True: None}
     assert {value: bounds(value) for value in asked} == asked
+
+
+@pytest.mark.parametrize("text", ["Это предложение написано по-русски.", SPANISH, "我们今天不去上学，因为下雨。"])
+def test_another_language_is_told_by_script_and_small_words(text: str) -> None:
+    assert not_english(text)
+    assert not not_english("Café, naïve and Zürich: the words of others are in it, and it is English for all that they say of us.")
+    assert not not_english("red wooden boat"), "too short to tell"
 
 
 def test_branches_of_topics() -> None:

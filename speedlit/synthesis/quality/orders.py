@@ -19,6 +19,7 @@ Rows = Sequence[tuple[Record, Prompt]]
 COMPARED = 2000  # records of the drift measure
 BRANCH = 8  # records that make a branch of the topics
 FEW = 30  # records of a kind below which a correlation says nothing
+BEGINNING = 600  # characters by which a language is told
 PER_TASK = 5  # records of a task from which its labels are counted
 SMALL_WORDS = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one you were all her
 she there would their we him been has when who will no more if out so up said what its about than into them can only other time new some could these"""
@@ -171,10 +172,12 @@ def other_language(rows: Rows) -> Figure | None:
 
 
 def not_english(text: str) -> bool:
-    """A guess by script and small words."""
-    letters = [letter for letter in text if letter.isalpha()]
-    if letters and sum(letter > "\u024f" for letter in letters) > 0.2 * len(letters):
-        return True
+    """A guess by script and small words, from the beginning of a text."""
+    text = text[:BEGINNING]
+    if not text.isascii():
+        letters = [letter for letter in text if letter.isalpha()]
+        if sum(letter > "\u024f" for letter in letters) > 0.2 * len(letters):  # behind the last Latin letter of European languages
+            return True
     tokens = words(text)
     return len(tokens) >= 20 and sum(token in ENGLISH for token in tokens) < 0.1 * len(tokens)
 
