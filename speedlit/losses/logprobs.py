@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
 
 from speedlit.labels import IGNORE
 
-DIRECT = 1 << 25  # logits up to this many are made at once; above, they are made in chunks and made again in the backward pass
+AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 25}  # logits in one go: on a CPU those that its cache holds
+KEPT = 1 << 24  # logits up to this many are kept for the backward pass; of more, none is, and it makes them again
 
 
 def token_logps(
@@ -21,26 +23,63 @@ def token_logps(
         weight: output head (V, D).
         labels: (B, T), -100 where nothing is to be predicted.
         bias: of the head, or None.
-        chunk: targets per chunk of logits; None: one chunk for small vocabularies, else chosen by memory.
+        chunk: targets per chunk of logits, none of which is kept; None: chosen by size.
 
     Returns:
         log-probs (N,) in float32, row by row, and the row of each (N,).
     """
     rows, places = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
     states, targets = hidden[rows, places], labels[rows, places + 1]
-    size = chunk or (len(states) if len(states) * len(weight) <= DIRECT else max(1, DIRECT // (4 * len(weight))))
-    if len(states) <= size:
-        return _logps(states, weight, targets, bias), rows
-    parts = [
-        checkpoint(_logps, states[start : start + size], weight, targets[start : start + size], bias, use_reentrant=False)
-        for start in range(0, len(states), size)
-    ]
-    return torch.cat(parts), rows
+    kind = states.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    size = chunk or max(1, AT_ONCE.get(kind, AT_ONCE["cuda"]) // len(weight))
+    keep = chunk is None and len(states) * len(weight) <= KEPT
+    found: torch.Tensor = _LogProbs.apply(states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), targets, size, keep)
+    return found, rows
 
 
-def _logps(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    logits = torch.nn.functional.linear(states, weight.to(states.dtype), bias)
-    return -cross_entropy(logits.float(), targets, reduction="none")
+class _LogProbs(torch.autograd.Function):
+    """Log-softmax of states times head, at the targets; never more than ``size`` rows of logits in float32."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, size: int, keep: bool
+    ) -> torch.Tensor:
+        found = torch.empty(len(states), device=states.device)
+        norms, kept = torch.empty_like(found), []
+        for start in range(0, len(states), size):
+            part = slice(start, start + size)
+            logits = linear(states[part], weight, bias)
+            if keep and any(ctx.needs_input_grad):
+                kept.append(logits)
+            logits = logits.float()
+            norms[part] = logits.logsumexp(-1)
+            found[part] = logits.gather(1, targets[part, None])[:, 0] - norms[part]
+        ctx.save_for_backward(states, weight, bias, targets, norms, *kept)
+        ctx.size = size
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        states, weight, bias, targets, norms, *kept = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        to_states = torch.empty_like(states) if wanted[0] else None
+        to_weight = torch.zeros(weight.shape, device=weight.device) if wanted[1] else None
+        to_bias = torch.zeros(bias.shape, device=bias.device) if wanted[2] else None
+        for number, start in enumerate(range(0, len(states), ctx.size)):
+            part = slice(start, start + ctx.size)
+            logits = (kept[number] if kept else linear(states[part], weight, bias)).float()
+            away = (logits - norms[part, None]).exp_().mul_(-grad[part, None])
+            away.scatter_add_(1, targets[part, None], grad[part, None])
+            away = away.to(states.dtype)
+            if to_states is not None:
+                to_states[part] = away @ weight
+            if to_weight is not None:
+                to_weight += away.T @ states[part]
+            if to_bias is not None:
+                to_bias += away.sum(0)
+        cast = lambda x: None if x is None else x.to(states.dtype)  # noqa: E731
+        return to_states, cast(to_weight), cast(to_bias), None, None, None
 
 
 def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -17,26 +17,23 @@ LONGEST = 1536  # the probabilities are kept for the backward pass; beyond this 
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q k' scale + mask) v over (N, T, D); rows are batch times heads."""
+    """softmax(q k' + mask) v over (N, T, D); rows are batch times heads. In 16 bits a softmax still works in 32 inside."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:  # type: ignore[override]
         out, kept = torch.empty_like(q), []
         for start, end, seen in _blocks(q.shape[1], k.shape[1], causal):
-            scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2)).float()
-            scores.mul_(scale)
+            scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2))
             if causal:
-                scores[:, :, start:].add_(_corner(end - start, q.device))
+                scores[:, :, start:].add_(_corner(end - start, q))
             if mask is not None:
                 scores.view(len(mask), -1, end - start, seen).add_(mask[:, :, start:end])
-            weights = torch.softmax(scores, -1).to(q.dtype)
+            weights = torch.softmax(scores, -1)
             out[:, start:end] = torch.bmm(weights, v[:, :seen])
             if any(ctx.needs_input_grad):
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.causal, ctx.scale = causal, scale
+        ctx.causal = causal
         return out
 
     @staticmethod
@@ -48,8 +45,8 @@ class _Attention(torch.autograd.Function):
         for number in reversed(range(len(blocks))):  # the last block sees all keys, so that the first sum is the whole
             (start, end, seen), weights = blocks[number], kept[number]
             part = grad[:, start:end]
-            inner = torch.bmm(part, v[:, :seen].transpose(1, 2)).float()
-            scores = torch._softmax_backward_data(inner, weights.float(), -1, torch.float32).mul_(ctx.scale).to(q.dtype)
+            inner = torch.bmm(part, v[:, :seen].transpose(1, 2))
+            scores = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
             dq[:, start:end] = torch.bmm(scores, k[:, :seen])
             to_k, to_v = torch.bmm(scores.transpose(1, 2), q[:, start:end]), torch.bmm(weights.transpose(1, 2), part)
             if number == len(blocks) - 1:
@@ -57,7 +54,7 @@ class _Attention(torch.autograd.Function):
             else:
                 dk[:, :seen] += to_k
                 dv[:, :seen] += to_v
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, None, None
 
 
 def _blocks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
@@ -67,8 +64,8 @@ def _blocks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]
     return [(start, min(start + size, queries), min(start + size, queries) if causal else keys) for start in range(0, queries, size)]
 
 
-def _corner(size: int, device: torch.device) -> torch.Tensor:
-    return torch.full((size, size), float("-inf"), device=device).triu_(1)
+def _corner(size: int, like: torch.Tensor) -> torch.Tensor:
+    return like.new_full((size, size), float("-inf")).triu_(1)
 
 
 def attend(
@@ -77,10 +74,11 @@ def attend(
     """Attention over (B, H, T, D); ``mask`` is boolean (True: seen) or is added to the scores, (B or 1, 1 or H, T, T)."""
     batch, heads, length, width = q.shape
     if mask is not None:
-        mask = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min) if mask.dtype == torch.bool else mask.float()
+        lowest = torch.finfo(q.dtype).min
+        mask = q.new_zeros(mask.shape).masked_fill_(~mask, lowest) if mask.dtype == torch.bool else mask.clamp(min=lowest).to(q.dtype)
         mask = mask.expand(batch, -1, -1, -1)
-    flat = [x.reshape(batch * heads, -1, width) for x in (q, k, v)]
-    out: torch.Tensor = _Attention.apply(*flat, mask, causal, width**-0.5 if scale is None else scale)
+    q = q * (width**-0.5 if scale is None else scale)
+    out: torch.Tensor = _Attention.apply(*(x.reshape(batch * heads, -1, width) for x in (q, k, v)), mask, causal)
     return out.view(batch, heads, length, width)
 
 

@@ -277,7 +277,9 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     return merged
 
 
-def hidden_states(model: Any, ids: torch.Tensor, mask: Any, positions: torch.Tensor | None = None) -> torch.Tensor:
+def hidden_states(
+    model: Any, ids: torch.Tensor, mask: Any, positions: torch.Tensor | None = None, wanted: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
     """Last hidden states (B, T, D), through the network's own forward, which is where the attention switch works.
 
     Args:
@@ -285,13 +287,24 @@ def hidden_states(model: Any, ids: torch.Tensor, mask: Any, positions: torch.Ten
         ids: (B, T).
         mask: (B, T), None, or what ``packed_mask`` makes.
         positions: (B, T); None: each row counts from 0.
+        wanted: row and place of those that are read later; the others may be left out of the last layer. None: all.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(inner, "lm_head", None) is not None:
         inner = inner.get_decoder()
-    places = {} if positions is None else {"position_ids": positions}
+    places: dict[str, Any] = {} if positions is None else {"position_ids": positions}
+    if getattr(inner, "trims", False):  # see models/fast.py
+        places["wanted"] = wanted
+        causal = getattr(inner.config, "is_causal", None) is not False
+        if causal and isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.device.type == "cpu" and padded_right(mask):
+            mask = None  # nothing real comes after the padding
     hidden: torch.Tensor = inner(input_ids=ids, attention_mask=mask, **places).last_hidden_state  # config.use_cache is False
     return hidden
+
+
+def padded_right(mask: torch.Tensor) -> bool:
+    """Whether no row of a mask (B, T) begins with padding or has some inside."""
+    return bool((mask[:, 1:] <= mask[:, :-1]).all())
 
 
 @torch.no_grad()

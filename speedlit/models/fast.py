@@ -47,9 +47,12 @@ def speed_up(model: Any) -> int:
             count += 1
         family = FAMILIES.get(type(layer).__module__)
         if family and type(layer).__name__ == f"{family}DecoderLayer":
-            layer.forward = types.MethodType(_decoder_layer, layer)
+            layer.forward, layer.last = types.MethodType(_decoder_layer, layer), False
             layer.self_attn.forward = types.MethodType(_attention, layer.self_attn)
             count += 2
+    for stack in model.modules():
+        if stack.__class__.__module__ in FAMILIES and hasattr(stack, "layers"):
+            stack.layers[-1].last = stack.trims = True
     return count
 
 
@@ -183,23 +186,31 @@ def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _decoder_layer(layer: Any, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """Forward of a decoder layer: attention and feed-forward block, each on a norm of what it is added to."""
-    attended, _ = layer.self_attn(hidden_states=_normed(layer.input_layernorm, hidden_states), **kwargs)
-    hidden_states = hidden_states + attended
-    return hidden_states + layer.mlp(_normed(layer.post_attention_layernorm, hidden_states))  # type: ignore[no-any-return]
+def _decoder_layer(layer: Any, hidden_states: torch.Tensor, wanted: tuple[torch.Tensor, torch.Tensor] | None = None, **kwargs: Any) -> torch.Tensor:
+    """Forward of a decoder layer: attention and feed-forward block, each on a norm of what it is added to.
+
+    After the attention of the last layer no token reads another one any more, so the rest is done for ``wanted`` (row, place)
+    only, and is 0 elsewhere.
+    """
+    trim = wanted if layer.last else None
+    attended, _ = layer.self_attn(hidden_states=_normed(layer.input_layernorm, hidden_states), wanted=trim, **kwargs)
+    shape = hidden_states.shape
+    hidden_states = (hidden_states if trim is None else hidden_states[trim]) + attended
+    hidden_states = hidden_states + layer.mlp(_normed(layer.post_attention_layernorm, hidden_states))
+    return hidden_states if trim is None else hidden_states.new_zeros(shape).index_put(trim, hidden_states)
 
 
 def _attention(
     layer: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], attention_mask: torch.Tensor | None = None,
-    past_key_values: Any = None, **kwargs: Any,
+    past_key_values: Any = None, wanted: tuple[torch.Tensor, torch.Tensor] | None = None, **kwargs: Any,
 ) -> tuple[torch.Tensor, Any]:  # fmt: skip
     """Forward of an attention block: as its class has it, but for the rotary positions."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if past_key_values is not None or layer.config._attn_implementation == "eager":
         kwargs.update(position_embeddings=position_embeddings, attention_mask=attention_mask, past_key_values=past_key_values)
-        return type(layer).forward(layer, hidden_states, **kwargs)  # type: ignore[no-any-return]
+        out, weights = type(layer).forward(layer, hidden_states, **kwargs)
+        return out if wanted is None else out[wanted], weights
     shape = (*hidden_states.shape[:-1], -1, layer.head_dim)
     q, k, v = (project(hidden_states).view(shape) for project in (layer.q_proj, layer.k_proj, layer.v_proj))
     if hasattr(layer, "q_norm"):
@@ -211,4 +222,5 @@ def _attention(
         layer, _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin), v.transpose(1, 2), attention_mask,
         dropout=layer.attention_dropout if layer.training else 0.0, scaling=layer.scaling, **window, **kwargs,
     )  # fmt: skip
-    return layer.o_proj(out.reshape(*shape[:-2], -1).contiguous()), weights
+    out = out.reshape(*shape[:-2], -1)
+    return layer.o_proj(out.contiguous() if wanted is None else out[wanted]), weights

@@ -21,11 +21,9 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     Raises:
         UsageError: an unknown pooling.
     """
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    if how == "last":
-        return _pick(hidden, (mask * places).argmax(1))
-    if how == "cls":
-        return _pick(hidden, mask.to(torch.int).argmax(1))
+    places = picked(mask, how)
+    if places is not None:
+        return hidden[places]
     if how == "mean":
         return _average(hidden, mask)
     if how == "weighted_mean":
@@ -33,8 +31,12 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     raise UsageError(f"unknown pooling {how!r}; choose last, mean, weighted_mean or cls")
 
 
-def _pick(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), index]
+def picked(mask: torch.Tensor, how: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Row and place of the one state that each text's vector is; None where it is made of several."""
+    if how not in ("last", "cls"):
+        return None
+    weights = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device) if how == "last" else mask.to(torch.int)
+    return torch.arange(len(mask), device=mask.device), weights.argmax(1)
 
 
 def _average(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.labels import IGNORE
 from speedlit.losses.logprobs import token_logps
 from speedlit.models.adapter import LoRA, QLoRA, adapter_parameters
+from speedlit.models.allocator import keep_freed_memory
 from speedlit.models.backbone import Backbone, hidden_states, probe_attention
 from speedlit.models.fast import speed_up
 from speedlit.models.folder import save_folder
@@ -135,6 +136,8 @@ class SpeedModule(L.LightningModule):
             raise UsageError("trainer.precision is 16-mixed, whose scaled gradients this trainer doesn't handle; set it to bf16-mixed or 32-true")
         probe_attention(self.model, self.backbone.attention)
         self.probe_rows()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not weight.detach().any()}
         if self.global_rank == 0:
             trained, total = self.parameter_counts()
@@ -301,7 +304,8 @@ def target_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         mask: Any = packed_mask(model, batch["groups"], batch["branches"], batch["positions"])
     else:  # rows are padded on the right, so causal attention needs no mask
         mask = None if is_causal(model) else (torch.arange(batch["ids"].shape[1], device=weight.device) < batch["lengths"][:, None]).long()
-    logps, rows = token_logps(hidden_states(model, batch["ids"], mask, batch.get("positions")), weight, batch["labels"], bias)
+    wanted = (batch["labels"][:, 1:] != IGNORE).nonzero(as_tuple=True)
+    logps, rows = token_logps(hidden_states(model, batch["ids"], mask, batch.get("positions"), wanted), weight, batch["labels"], bias)
     return logps, batch["owners"][:, 1:][batch["labels"][:, 1:] != IGNORE] if "owners" in batch else rows
 
 

@@ -16,7 +16,7 @@ from speedlit.losses.contrastive import DIRECTIONS, Named, gather
 from speedlit.models.adapter import LoRA, QLoRA
 from speedlit.models.backbone import Backbone, hidden_states
 from speedlit.models.memory import free_bytes, saved_bytes
-from speedlit.models.pooling import embed
+from speedlit.models.pooling import embed, picked
 from speedlit.modules.base import Batch, Figures, Schedule, SpeedModule
 
 COLDEST = 0.01  # a learned temperature doesn't fall below
@@ -105,7 +105,8 @@ class EmbeddingModule(SpeedModule):
 
     def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Vectors (B, D) of ids and mask (B, T)."""
-        return embed(hidden_states(self.model, ids, mask), mask, self.tokens.pooling, self.tokens.normalize)
+        hidden = hidden_states(self.model, ids, mask, wanted=picked(mask, self.tokens.pooling))
+        return embed(hidden, mask, self.tokens.pooling, self.tokens.normalize)
 
     def vectors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries (B, D) and documents (B, slots, D); an empty slot's vector is 0."""

@@ -66,6 +66,25 @@ def test_fast_equals_plain(tmp_path: Path, kind: str, attend: str, padded: bool)
     assert error(quick_rough) < 1.3 * error(rough)
 
 
+@pytest.mark.parametrize("attend", ["causal", "bidirectional"])
+def test_only_what_is_read_is_computed_in_the_last_layer(tmp_path: Path, attend: str) -> None:
+    """The states that are asked for, and the gradients of all adapters, are those of the whole network; the others are left out."""
+    plain = adapted(tmp_path, "llama", attend)
+    quick = copy.deepcopy(plain)
+    fast.speed_up(quick)
+    ids, mask = batch(padded=True)
+    wanted = (torch.tensor([0, 0, 1, 2]), torch.tensor([3, 11, 5, 0]))
+    found = []
+    for model in (plain, quick):
+        hidden = hidden_states(model, ids, mask, wanted=wanted)
+        hidden[wanted].sin().sum().backward()
+        found.append((hidden, [weight.grad for weight in model.parameters() if weight.requires_grad]))
+    (one, grads), (two, others) = found
+    assert torch.allclose(one[wanted], two[wanted], atol=1e-5)
+    assert not two[2, 5].any() and one[2, 5].any()
+    assert all(torch.allclose(grad, other, atol=1e-5) for grad, other in zip(grads, others, strict=True))
+
+
 def test_dropout_of_the_update_is_kept(tmp_path: Path) -> None:
     plain = adapted(tmp_path, "llama", dropout=0.5)
     quick = copy.deepcopy(plain)
