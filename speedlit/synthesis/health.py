@@ -54,9 +54,10 @@ class Health:
         """Whether a request is given up after its ``attempt``-th attempt (from 0), ``blamed`` of which count against it."""
         if 400 <= outcome.status < 500 and outcome.status not in PASSING:
             return True
-        if outcome.reason == "timeout" and not self.answered and attempt >= 1:
+        many = self._failed >= 2 * IN_A_ROW  # attempts of all requests since the last answer: time-outs leave few places, so one waits long for its next
+        if outcome.reason == "timeout" and not self.answered and (attempt >= 1 or many):
             return True  # a server that takes requests and has never answered one: seven time-outs of two minutes would show nothing more
-        return blamed > self.retries or (attempt >= self.retries and self.answered and time.monotonic() - self._good_at > self.patience)
+        return blamed > self.retries or ((attempt >= self.retries or many) and self.answered and time.monotonic() - self._good_at > self.patience)
 
     def fatal(self, outcome: Outcome, reason: str, attempt: int, hopeless: bool) -> SpeedlitError | None:
         """The end of the run, where what happened would befall every other request too."""

@@ -194,13 +194,13 @@ def test_a_server_that_fails_for_ever_ends_the_run_and_says_why() -> None:
     assert len(server.asked) <= 128 and max(server.asked.values()) == 3
 
 
-def test_a_server_that_takes_requests_and_never_answers_is_left_after_two_attempts_each() -> None:
+def test_a_server_that_takes_requests_and_never_answers_is_left_soon() -> None:
     with Server(lambda body, n: Fault("hang")) as server:
         client = backend(server, timeout=0.2)
         with pytest.raises(SpeedlitError, match=r"8 requests in a row \(last: timeout\)"):
             list(client.generate(requests(300)))
         client.close()
-    assert max(server.asked.values()) == 2
+    assert max(server.asked.values()) <= 2 and sum(server.asked.values()) <= 40
 
 
 @pytest.mark.parametrize("patience", [30.0, 0.2])
