@@ -27,8 +27,8 @@ test: .venv/.installed  ## the test suite
 lint: .venv/.installed  ## ruff
 	$(BIN)/ruff check speedlit callbacks tests scripts
 
-bench: .venv/.installed  ## speed beside transformers and TRL: ratios of one interleaved run
-	$(BIN)/python -m scripts.bench
+bench: .venv/.installed  ## speed and memory beside TRL, sentence-transformers, transformers; writes docs/benchmarks.json
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.bench
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -1,4 +1,8 @@
-"""Measures tokens per second of training, the first steps left out, and logs them as ``tokens_per_second``."""
+"""Measures training, the first steps left out: tokens per second, and what share of the machine's matrix products they need.
+
+Logged as ``tokens_per_second`` and ``flops_share``: the step's model FLOPs (``models/flops.py``) per second beside the rate of
+a large bfloat16 product on the same device, measured when training starts.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from typing import Any
 
 import lightning as L
 import torch
+
+from speedlit.labels import IGNORE
+from speedlit.models.flops import gemm_rate, step_flops
 
 
 class Throughput(L.Callback):
@@ -21,10 +28,15 @@ class Throughput(L.Callback):
 
     def __init__(self, skip: int = 5, every_n_steps: int = 20, report: bool = True) -> None:
         self.skip, self.every_n_steps, self.report = skip, every_n_steps, report
-        self.tokens = self.seconds = 0.0
+        self.tokens = self.seconds = self.flops = 0.0
+        self.limit = 0.0
         self._seen = 0
         self._window = (0.0, 0.0)
         self._start: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure what the device can do."""
+        self.limit = gemm_rate(str(pl_module.device), torch.bfloat16)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Start the clock after the first steps."""
@@ -41,13 +53,21 @@ class Throughput(L.Callback):
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.tokens += batch["tokens"]
+        predicted = sum(int((micro["labels"][:, 1:] != IGNORE).sum()) for micro in batch["micro"] if "labels" in micro)
+        self.flops += step_flops(getattr(pl_module, "model", pl_module), batch["tokens"], predicted)
         self.seconds = now - self._start
         if self._seen % self.every_n_steps == 0:
             since, before = self._window
             trainer.callback_metrics["tokens_per_second"] = torch.tensor((self.tokens - before) / (now - since))
+            trainer.callback_metrics["flops_share"] = torch.tensor(self.share())
             self._window = (now, self.tokens)
+
+    def share(self) -> float:
+        """Model FLOP/s of the timed steps as a share of the device's rate."""
+        return self.flops / self.seconds / self.limit if self.seconds and self.limit else 0.0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One line for a person."""
         if self.report and self.seconds and trainer.is_global_zero:
-            print(f"  {self.tokens / self.seconds:,.0f} tokens/s over {self._seen - self.skip} steps", file=sys.stderr)
+            rate = f"{self.share():.0%} of the device's {self.limit / 1e9:,.0f} GFLOP/s in bfloat16"
+            print(f"  {self.tokens / self.seconds:,.0f} tokens/s over {self._seen - self.skip} steps, {rate}", file=sys.stderr)

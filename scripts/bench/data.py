@@ -73,6 +73,12 @@ def words(text: str) -> int:
     return len(text.split())
 
 
+def needed(tokens: int, predicted: int, vocabulary: int = VOCABULARY) -> int:
+    """FLOPs of training LoRA r 16 on the bench's model, counted as ``models/flops.py`` counts them: the pass of a reference is not in it."""
+    layer, adapter = 4 * 384 * 384 + 3 * 384 * 1024, 16 * (4 * 2 * 384 + 3 * (384 + 1024))
+    return tokens * 6 * (4 * layer + 6 * adapter) + predicted * 4 * 384 * vocabulary
+
+
 def build_model(folder: Path, vocabulary: int = VOCABULARY) -> Path:
     """A Llama of 6 layers and hidden size 384 with random weights, and a tokenizer with one token per word."""
     import torch

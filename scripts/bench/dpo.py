@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.data import build_model, preference_rows
+from scripts.bench.data import build_model, needed, preference_rows, words
 from scripts.bench.row import FITS, Row, fit_seconds, peer_seconds
 from scripts.bench.sft import LORA
 from speedlit.data.shards import write_shards
@@ -17,7 +17,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "no checkpointing": {},
     "batches of 4": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
     "batches of 1": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16},
-    "group by length, batches of 4": {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
 }
 
 
@@ -59,10 +58,13 @@ def dpo(folder: Path, precomputed: bool = False) -> Row:
     """The row; ``precomputed``: both sides have the reference's log-probs before training."""
     folder = folder / "dpo"
     data, model = preference_rows(STEPS * BATCH), build_model(folder)
+    predicted = sum(words(r["chosen"]) + words(r["rejected"]) + 2 for r in data)
+    tokens = predicted + sum(2 * words(r["prompt"]) + 2 for r in data)
     extra = {"precompute_ref_log_probs": True} if precomputed else {}
     return Row(
         "pairs/s", "TRL DPOTrainer", lambda: len(data) / ours(folder, model, data, precomputed),
         {name: lambda o=options: len(data) / theirs(folder, model, data, {**extra, **o}) for name, options in CANDIDATES.items()},
+        flops=needed(tokens, predicted) / len(data),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.data import build_model, contrastive_rows
+from scripts.bench.data import build_model, contrastive_rows, needed, words
 from scripts.bench.row import FITS, Row, fit_seconds, peer_seconds
 from scripts.bench.sft import LORA
 from speedlit.data.shards import write_shards
@@ -68,6 +68,7 @@ def embedding(folder: Path, batch: int = 128) -> Row:
     return Row(
         "pairs/s", "sentence-transformers, cached loss", lambda: batch / ours(folder, model, data, batch),
         {name: lambda o=options: batch / theirs(folder, model, data, batch, o) for name, options in few.items()},
+        flops=needed(sum(words(" ".join([r["query"], r["positive"], *r["negatives"]])) + 6 for r in data), 0) / batch,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.data import VOCABULARY, build_model, sft_rows, words
+from scripts.bench.data import VOCABULARY, build_model, needed, sft_rows, words
 from scripts.bench.row import FITS, Row, fit_seconds, peer_seconds
 from speedlit.data.shards import write_shards
 
@@ -66,6 +66,7 @@ def sft(folder: Path, vocabulary: int = VOCABULARY) -> Row:
     return Row(
         "completion tokens/s", "TRL SFTTrainer", lambda: count / ours(folder, model, data),
         {name: lambda o=options: count / theirs(folder, model, data, o) for name, options in CANDIDATES.items()},
+        flops=needed(sum(words(r["prompt"] + r["completion"]) + 2 for r in data), count, vocabulary) / count,
     )  # fmt: skip
 
 
