@@ -309,11 +309,11 @@ def test_an_interrupted_local_stage_goes_on_at_its_last_part(run: RUN, tmp_path:
         assert not (tmp_path / "candidates" / "records.jsonl").exists(), "nothing half-written"
         assert len(list((tmp_path / "candidates" / "work" / "parts").iterdir())) == 2
         monkeypatch.setattr(common, "ask", ask)
-        asked = sum(server.asked.values())
+    with Server(answer) as server:  # another one: what the first run still had in flight does not count here
         ctx = context("candidates", tmp_path, server)
         ctx.inputs = {name: root / name for name in ctx.inputs}
         candidates.run(ctx)
-        assert sum(server.asked.values()) - asked == 60 - 32
+        assert sum(server.asked.values()) == 60 - 32
     assert (tmp_path / "candidates" / "records.jsonl").read_bytes() == (root / "candidates" / "records.jsonl").read_bytes()
 
 
