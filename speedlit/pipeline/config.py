@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from speedlit.errors import UsageError
+from speedlit.pipeline.limits import nulls, strange
 from speedlit.pipeline.yamlfiles import find_recipe, merge, read_yaml, reason, unknown_keys
 from speedlit.synthesis.budget import Price
 from speedlit.synthesis.quality.alarms import Levels
@@ -423,7 +424,10 @@ def check(config: RunConfig, path: Path) -> RunConfig:
     Raises:
         UsageError: a count below its minimum, a share outside 0..1, an unknown choice; all mistakes at once.
     """
-    bad: list[str] = []
+    bad = nulls(config)
+    if bad:  # the comparisons below need numbers
+        raise UsageError("\n".join(f"{path}: {line}" for line in bad))
+    bad = strange(config)
     for name, value in asdict(config.counts).items():
         least = 2 if name == "candidates" else 0 if name in ("validation", "test", "inspected") else 1
         if value is not None and value < least:
@@ -453,6 +457,8 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"teacher.batch_requests is {config.teacher.batch_requests}; it must lie between 1 and 50000")
     if config.judge_swap not in (None, "drop", "keep"):
         bad.append(f"judge_swap is {config.judge_swap!r}; choose drop, keep or null")
+    if config.sampling.dtype not in ("float32", "bfloat16"):
+        bad.append(f"sampling.dtype is {config.sampling.dtype!r}; choose float32 or bfloat16")
     if config.sampling.structured and find_spec("xgrammar") is None:
         bad.append("sampling.structured needs xgrammar: pip install 'speedlit[structured]', or set it to false")
     if config.filters.ngram is not None and config.filters.ngram < 1:
