@@ -120,7 +120,12 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
     Raises:
         UsageError: it is something else; names the file.
     """
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except UsageError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise UsageError(f"{error}; remove it, or its folder, to go on") from error
+        raise
     if not isinstance(value, dict) or any(key not in value for key in keys):
         wanted = ", ".join(keys) or "keys"
         raise UsageError(f"{path} is damaged (no JSON object with {wanted}); remove it, or its folder, to go on")

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.pipeline.config import RunConfig
 from speedlit.synthesis.budget import Budget
 from speedlit.synthesis.journal import journal_file
+from speedlit.synthesis.wire import address
 
 if TYPE_CHECKING:
     from speedlit.synthesis.batch import BatchBackend
@@ -148,6 +150,7 @@ class Services:
         if self.config.teacher.base_url:
             return self.config.teacher.base_url
         if os.environ.get("OPENAI_BASE_URL"):
+            address(os.environ["OPENAI_BASE_URL"])  # the config's was looked at with the config
             return os.environ["OPENAI_BASE_URL"]
         if self.config.teacher.embedded is None:
             return None
@@ -178,18 +181,19 @@ class Services:
             return False
         if self.config.teacher.base_url is None and not os.environ.get("OPENAI_BASE_URL"):
             return True
+        self.url()  # an address that is none is a mistake, not another teacher
         try:
-            answer = self._ask("topics", None)
+            answer = self._ask("topics", None, timeout=30)
         except SpeedlitError:
             return False  # another teacher: the loop runs without the exact checker, and the tables say so
         return isinstance(answer, dict) and isinstance(answer.get("topics"), list)
 
-    def _ask(self, name: str, payload: Any) -> Any:
-        address = f"{(self.url() or '').rstrip('/').removesuffix('/v1')}/world/{name}"
+    def _ask(self, name: str, payload: Any, timeout: float = 300) -> Any:
+        place = f"{(self.url() or '').rstrip('/').removesuffix('/v1')}/world/{name}"
         data = None if payload is None else json.dumps(payload).encode()
-        request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(place, data, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return json.load(answer)
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise SpeedlitError(f"the teacher at {address} did not answer: {error}") from error
+        except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
+            raise SpeedlitError(f"the teacher at {place} did not answer: {error}") from error

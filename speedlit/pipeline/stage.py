@@ -16,7 +16,8 @@ from typing import Any
 
 from speedlit import __version__
 from speedlit.context import Context
-from speedlit.files import content_id, read_json, read_object, remove, sha256_file, write_json
+from speedlit.errors import UsageError
+from speedlit.files import content_id, read_object, remove, sha256_file, write_json
 from speedlit.pipeline.yamlfiles import fit_recipe
 from speedlit.synthesis.templates import PACKAGED as PROMPTS
 from speedlit.synthesis.templates import prompt_files
@@ -100,6 +101,9 @@ def state(stage: Stage, made_from: dict[str, Any], root: Path) -> str:
     begun = folder / "begun.json"
     if (folder / SUCCESS).exists() and (folder / "manifest.json").exists():
         manifest = read_object(folder / "manifest.json", "parts", "config", "inputs")
+        wrong = [key for key in ("parts", "inputs", "marks") if not isinstance(manifest.get(key, {}), dict)]
+        if wrong:
+            raise UsageError(f"{folder / 'manifest.json'} is damaged ({wrong[0]} is no JSON object); remove it, or its folder, to go on")
         missing = [p for p in manifest["parts"] if not (folder / p).exists()]
         if missing:
             return f"stale: its file {missing[0]} is missing"
@@ -111,7 +115,7 @@ def state(stage: Stage, made_from: dict[str, Any], root: Path) -> str:
         other = altered(folder, manifest)
         return f"damaged: {folder / other} is not what the stage wrote (its sha256 differs from the manifest's)" if other else "done"
     if begun.exists():
-        return "half" if read_json(begun) == made_from else "stale: it was interrupted under another config or other inputs"
+        return "half" if read_object(begun) == made_from else "stale: it was interrupted under another config or other inputs"
     return "new"
 
 

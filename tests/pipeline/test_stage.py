@@ -10,7 +10,7 @@ import pytest
 from speedlit.context import Context
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json
-from speedlit.pipeline.config import RunConfig
+from speedlit.pipeline.config import Embedded, RunConfig, Teacher
 from speedlit.pipeline.loop import outcome, owned, perform
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage
@@ -96,6 +96,23 @@ def test_a_changed_byte_in_a_finished_file_is_told_and_nothing_is_overwritten(lo
     services = Services(RunConfig(root=str(loop.root)), loop.root)
     perform(loop.every["b"], loop.every, loop.config, loop.root, services, loop.said.append, redo=True)
     assert loop.run() == []
+
+
+@pytest.mark.parametrize("text", ["", '{"parts": 3, "config": "", "inputs": {}}', '{"parts": {}, "config": "", "inputs": []}', "[]"])
+def test_a_damaged_manifest_is_told_with_its_remedy(loop: Loop, text: str) -> None:
+    loop.run()
+    manifest = loop.every["a"].folder(loop.root) / "manifest.json"
+    manifest.write_text(text)
+    with pytest.raises(UsageError, match=r"manifest\.json.*remove it"):
+        loop.run()
+    manifest.unlink()
+    assert loop.run()[0] == "a"
+
+
+def test_an_address_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "ht!tp")
+    with pytest.raises(UsageError, match=r"OPENAI_BASE_URL.*is no address"):
+        Services(RunConfig(root=str(tmp_path), teacher=Teacher(embedded=Embedded())), tmp_path).checker()
 
 
 def test_a_copied_root_is_still_finished(loop: Loop) -> None:
