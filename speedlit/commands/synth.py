@@ -21,10 +21,10 @@ def run(argv: list[str]) -> int:
         epilog="Example: speedlit synth seed --config speed --shard 0/8. After all shards, the same command without --shard puts them together at no cost.",
         allow_abbrev=False,
     )
-    parser.add_argument("stage")
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--root")
-    parser.add_argument("--topics")
+    parser.add_argument("stage", help="the stages before it have to be finished")
+    parser.add_argument("--config", required=True, help="YAML file, or a shipped recipe's name (`speedlit list`)")
+    parser.add_argument("--root", help="folder of the run (default: the config's root)")
+    parser.add_argument("--topics", help="topic file, one path a line (same as --topics.file)")
     parser.add_argument("--shard", metavar="i/n", help="do the i-th of n parts (i from 0)")
     known, rest = parser.parse_known_args(argv)
     from speedlit.pipeline.loop import run_stage, stages

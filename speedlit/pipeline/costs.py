@@ -13,7 +13,7 @@ from typing import Any
 
 from speedlit.synthesis.budget import Account, Amount, Price
 
-TEACHER = ("tasks", "seed", "preferences", "revisions")
+TEACHER = ("tasks", "seed", "preferences", "revisions", "dataset")  # dataset asks where counts.inspected says so
 DATA = ("topics", "tasks", "seed", "junior", "candidates", "preferences", "senior", "revisions", "revisor", "synthesis", "refinement", "dataset")
 FIGURES = ("calls", "tokens", "usd", "local_seconds")
 
@@ -87,12 +87,13 @@ def accepted_samples(stages: Mapping[str, Any]) -> int | None:
 
 
 def stage_cost(name: str, stage: Mapping[str, Any], price: Price | None) -> dict[str, Any]:
-    """One stage: a teacher's calls, tokens and USD; or the seconds of local work, whose tokens cost nothing but that."""
+    """One stage: a teacher's calls, tokens and USD; or the seconds of local work, whose tokens cost nothing but that; ``dataset`` has both."""
+    local = stage["seconds"] if name not in TEACHER or name == "dataset" else 0.0
     if name not in TEACHER:
-        return {"calls": 0, "tokens": 0, "usd": 0.0, "local_seconds": stage["seconds"]}
+        return {"calls": 0, "tokens": 0, "usd": 0.0, "local_seconds": local}
     share = price.batch if price and stage.get("notes", {}).get("mode") == "batch" else 1.0
     usd = share * (stage["tokens_in"] * price.input + stage["tokens_out"] * price.output) / 1e6 if price else None
-    return {"calls": stage["calls"], "tokens": stage["tokens_in"] + stage["tokens_out"], "usd": usd, "local_seconds": 0.0}
+    return {"calls": stage["calls"], "tokens": stage["tokens_in"] + stage["tokens_out"], "usd": usd, "local_seconds": local}
 
 
 def total_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from speedlit.report.tables import Table
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """Calls and tokens; local work and memory; the paper and the E5-Mistral route beside them."""
-    return [asked(found), local(found), beside(found)]
+    """Calls and tokens; local work; memory; the paper and the E5-Mistral route beside them."""
+    return [asked(found), local(found), memory(found), beside(found)]
 
 
 def asked(found: dict[str, Any]) -> Table:
@@ -27,17 +27,18 @@ def asked(found: dict[str, Any]) -> Table:
 
 def local(found: dict[str, Any]) -> Table:
     """What the own devices do."""
-    rows = []
-    for s in found["stages"]:
-        if s["calls"] == 0:
-            parts = s["memory"]
-            memory = [f"{parts[name] / 1e9:,.2f}" if parts else "" for name in ("weights", "gradients", "optimizer", "activations", "total")]
-            rows.append([s["stage"], *work(s), *memory, s["note"]])
-    rows.append(["all", *work(found["total"]), *[""] * 6])
-    head = ["stage", "answers", "FLOPs", "hours", "GPU hours", "USD", "weights GB", "gradients", "optimizer", "activations", "sum", "how"]
-    note = "hours: with all devices at work; GPU hours: of all devices together; memory: one device that holds the whole model, at full length. "
-    note += "N parameters, A of the adapter, T tokens"
+    rows = [[s["stage"], *work(s), s["note"]] for s in found["stages"] if s["calls"] == 0]
+    rows.append(["all", *work(found["total"]), ""])
+    head = ["stage", "answers", "FLOPs", "hours", "GPU hours", "USD", "how"]
+    note = "hours: with all devices at work; GPU hours: of all devices together. N parameters, A of the adapter, T tokens"
     return Table("generation and training", head, rows, note)
+
+
+def memory(found: dict[str, Any]) -> Table:
+    """What each training needs of a device; a table of its own, so that both fit into a terminal."""
+    names = ("weights", "gradients", "optimizer", "activations", "total")
+    rows = [[s["stage"], *(f"{s['memory'][name] / 1e9:,.2f}" for name in names)] for s in found["stages"] if s["memory"]]
+    return Table("memory of training, GB", ["stage", *names], rows, "of one device that holds the whole model, at full length")
 
 
 def work(row: dict[str, Any]) -> list[str]:

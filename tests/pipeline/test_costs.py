@@ -59,6 +59,12 @@ def test_the_ledger_by_hand(tmp_path: Path) -> None:
     assert any("brainstorming" in line for line in CAVEATS) and any("English" in line for line in CAVEATS)
 
 
+def test_triplets_that_were_inspected_are_the_datasets_calls(tmp_path: Path) -> None:
+    inspected = {**STAGES, "dataset": stage(10.0, calls=10, tokens_in=2_000, tokens_out=500, refined={"records": 200})}
+    row = ledger(inspected, CONFIG, tmp_path)["stages"]["dataset"]
+    assert (row["calls"], row["tokens"], row["usd"], row["local_seconds"]) == (10, 2_500, pytest.approx(0.009), 10.0)
+
+
 def test_what_was_paid_beyond_the_answers_in_use_is_a_row_of_its_own(tmp_path: Path) -> None:
     with_teacher = {"seed": stage(9.0, calls=2, tokens_in=20, tokens_out=10), "dataset": STAGES["dataset"]}
     journal = Journal(tmp_path / "journal.sqlite")

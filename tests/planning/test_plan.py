@@ -15,6 +15,7 @@ from speedlit.pipeline.config import parse
 from speedlit.pipeline.yamlfiles import shipped
 from speedlit.planning.plan import plan
 from speedlit.planning.reach import wordings
+from speedlit.planning.show import tables
 from speedlit.planning.tokens import estimate, meter
 from speedlit.records import Task
 from speedlit.synthesis.stages.tasks import draw
@@ -82,6 +83,14 @@ def test_triplets_that_are_inspected_are_in_the_plan() -> None:
     live, other = stages(plan(parse("speed"))), stages(plan(parse("speed", ["--counts.inspected", "200"])))
     assert "dataset" not in live and other["dataset"]["calls"] == 200
     assert 0 < other["dataset"]["tokens_in"] / 200 < live["preferences"]["tokens_in"] / live["preferences"]["calls"], "two candidates instead of five"
+
+
+def test_no_table_of_the_plan_has_too_many_columns_for_a_terminal() -> None:
+    found = plan(parse("speed"))
+    drawn = {table.title: table for table in tables(found)}
+    assert all(len(table.head) <= 7 and all(len(row) == len(table.head) for row in table.rows) for table in drawn.values())
+    junior = stages(found)["junior"]["memory"]["total"]
+    assert [row[-1] for row in drawn["memory of training, GB"].rows if row[0] == "junior"] == [f"{junior / 1e9:,.2f}"]
 
 
 def test_topics_make_brainstorming_known(tmp_path: Path) -> None:
