@@ -24,8 +24,8 @@ def run(argv: list[str]) -> int:
     for path in sorted((PACKAGE / "configs").rglob("*.yaml")):
         print(f"  {path.relative_to(PACKAGE / 'configs').with_suffix('')!s:<24} {headline(path)}")
     for title, room in ROOMS.items():
-        show(title, public(PACKAGE / room, ast.ClassDef))
-    show("losses", public(PACKAGE / "losses", ast.FunctionDef))
+        show(title, public(PACKAGE / room))
+    show("losses of DPOModule (or any dotted path)", losses())
     print("prompt sets:")
     for folder in sorted(p for p in (PACKAGE / "synthesis" / "prompts").iterdir() if p.is_dir()):
         print(f"  {folder.name:<24} {' '.join(sorted(f.stem for f in folder.glob('*.yaml')))}")
@@ -43,15 +43,22 @@ def headline(path: Path) -> str:
     return first[0].lstrip("# ") if first and first[0].startswith("#") else ""
 
 
-def public(room: Path, kind: type[ast.ClassDef] | type[ast.FunctionDef]) -> list[tuple[str, str]]:
-    """(dotted path, first docstring line) of the public classes or functions defined in a file or folder."""
+def public(room: Path) -> list[tuple[str, str]]:
+    """(dotted path, first docstring line) of the public classes defined in a file or folder."""
     out = []
     for path in [room] if room.is_file() else sorted(room.glob("*.py")):
         module = "speedlit." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, kind) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 out.append((f"{module}.{node.name}", (ast.get_docstring(node) or "").split("\n")[0]))
     return out
+
+
+def losses() -> list[tuple[str, str]]:
+    """The preference losses by the names that a config gives them: what takes chosen and rejected."""
+    body = ast.parse((PACKAGE / "losses" / "preference.py").read_text(encoding="utf-8")).body
+    found = [node for node in body if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args[:2]] == ["chosen", "rejected"]]
+    return [(node.name, (ast.get_docstring(node) or "").split("\n")[0]) for node in found]
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
