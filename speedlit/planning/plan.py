@@ -162,7 +162,7 @@ class Planner:
         answer = min(answer, self.config.teacher.max_tokens)
         tokens_in, tokens_out = calls * size, calls * answer
         usd: float | None = 0.0
-        if not self.embedded:
+        if self.price or not self.embedded:  # the embedded teacher costs nothing unless `prices` says so, as in the ledger and the budget
             usd = share * (tokens_in * self.price.input + tokens_out * self.price.output) / 1e6 if self.price else None
         note = f"{size:,.0f} + {answer:,.0f} tokens a call" + ("" if share == 1 else f", {share:.0%} of the price in batches")
         return Need(stage, calls, 0, tokens_in, tokens_out, usd, note=note)

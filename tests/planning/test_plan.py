@@ -85,6 +85,13 @@ def test_triplets_that_are_inspected_are_in_the_plan() -> None:
     assert 0 < other["dataset"]["tokens_in"] / 200 < live["preferences"]["tokens_in"] / live["preferences"]["calls"], "two candidates instead of five"
 
 
+def test_the_embedded_teacher_costs_what_prices_say() -> None:
+    priced = plan(parse("smoke", ["--prices", "{embedded: {input: 5.0, output: 15.0}}", "--budget.usd", "0.01"]))
+    assert plan(parse("smoke"))["total"]["usd"] == 0
+    assert stages(priced)["seed"]["usd"] > 0
+    assert any("budget.usd" in line for line in priced["warnings"]), "the run would stop"
+
+
 def test_no_table_of_the_plan_has_too_many_columns_for_a_terminal() -> None:
     found = plan(parse("speed"))
     drawn = {table.title: table for table in tables(found)}
