@@ -39,6 +39,20 @@ def find_recipe(name: str) -> Path:
     raise UsageError(f"--config {name}: no such file and no shipped recipe of that name; near it: {', '.join(near)} (`speedlit list` shows all)")
 
 
+class Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice is a mistake: the first value would be lost without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A mapping as it stands in the file, before merge keys are filled in."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"key `{key.value}` stands there twice; keep one", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping.
 
@@ -46,7 +60,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: unreadable, not YAML (names line and column), or not a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 (a safe loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:

@@ -86,7 +86,7 @@ def texts_in(path: Path) -> Iterator[str]:
         UsageError: missing or unreadable file.
     """
     if not path.exists():
-        raise UsageError(f"evaluation texts to keep out of the data: {path} does not exist")
+        raise UsageError(f"evaluation texts to keep out of the data: {path} does not exist; mend evaluation.data")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         if file.suffix not in (".jsonl", ".json", ".txt", ".tsv", ".csv"):
@@ -102,7 +102,7 @@ def texts_in(path: Path) -> Iterator[str]:
                     else:
                         yield from line.split("\t") if file.suffix == ".tsv" else [line]
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the evaluation texts in {file}: {error}") from error
+            raise UsageError(f"cannot read the evaluation texts in {file}: {error}; mend the file, or evaluation.data") from error
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -55,6 +55,7 @@ def test_every_shipped_loop_parses_with_the_real_parser(name: str) -> None:
         ("sampling: {top_p: 2, dtype: abc}\nbase: ''\n", ["sampling.top_p is 2", "choose float32 or bfloat16", "base is empty"]),
         ("prices: {m: {input: .nan, output: 1}}\nquality: {dropped: .nan}\n", ["prices.m.input is nan", "quality.dropped is nan"]),
         ("a: [1\n", ["not valid YAML", ":2"]),
+        ("counts: {seed: 1}\ncounts: {root: 1}\n", [":2:1", "key `counts` stands there twice"]),
         ("", ["holds nothing"]),
         ("- 1\n", ["list"]),
     ],
