@@ -17,7 +17,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json, read_object, write_json
 from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.costs import ledger
-from speedlit.pipeline.preflight import ahead, preflight
+from speedlit.pipeline.preflight import ahead, check_topics, preflight
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
 from speedlit.synthesis.quality.alarms import levels_of, of_stages
@@ -113,6 +113,7 @@ def run(config: RunConfig, wanted: Wanted | None = None, say: Callable[[str], No
         raise UsageError(f"--from {wanted.start} comes after --until {wanted.until}; nothing would be run")
     root = Path(config.root)
     plain = config.plain()
+    check_topics(every["topics"], plain, root)
     to_train = ahead(every.values(), plain, root, wanted.until, wanted.start)
     if to_train:  # before anything is asked of the teacher, and before the root is this config's
         preflight(to_train, plain)

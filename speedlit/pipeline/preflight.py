@@ -10,6 +10,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import content_id, read_object
 from speedlit.pipeline.stage import SUCCESS, Stage, config_slice
 from speedlit.pipeline.yamlfiles import fit_recipe, merge
+from speedlit.synthesis.stages.topics import NONE, read_topics
 
 TRAINED = ("junior", "senior", "revisor", "embedder")
 
@@ -32,6 +33,21 @@ def finished(stage: Stage, plain: Mapping[str, Any], root: Path) -> bool:
     if not (stage.folder(root) / SUCCESS).exists() or not manifest.exists():
         return False
     return bool(read_object(manifest, "config")["config"] == content_id(config_slice(plain, stage.keys)))
+
+
+def check_topics(stage: Stage, plain: Mapping[str, Any], root: Path) -> None:
+    """The topics of a run that has yet to read them.
+
+    Raises:
+        UsageError: no file is named and no teacher has its own, or the file cannot be used.
+    """
+    file = plain["topics"]["file"]
+    if finished(stage, plain, root):
+        return
+    if file is None and plain["teacher"]["embedded"] is None:
+        raise UsageError(NONE)
+    if file is not None:
+        next(read_topics(Path(file)))
 
 
 def preflight(names: Iterable[str], plain: Mapping[str, Any]) -> None:

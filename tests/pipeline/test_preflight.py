@@ -41,3 +41,8 @@ def test_only_what_will_be_trained_is_checked(tmp_path: Path) -> None:
     assert ahead(every.values(), plain, tmp_path, None, None) == ["junior", "senior", "revisor", "embedder"]
     assert ahead(every.values(), plain, tmp_path, "seed", None) == []
     assert ahead(every.values(), plain, tmp_path, "senior", None) == ["junior", "senior"]
+
+
+def test_a_run_without_topics_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--config", "speed", "--root", str(tmp_path / "root"), "--base", "./nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: topics.file is not set")  # before the base, which takes seconds to look at

@@ -9,6 +9,7 @@ from speedlit.context import Context
 from speedlit.errors import UsageError
 from speedlit.records import Topic, write_rows
 
+NONE = "topics.file is not set and this teacher has no topics of its own: give a text file with one topic path a line (--topics FILE)"
 ROOT = "Top/"  # the Open Directory's root, which says nothing
 
 
@@ -24,7 +25,7 @@ def run(ctx: Context) -> None:
     elif ctx.checker is not None:
         given, source = ctx.checker("topics", None)["topics"], "world"
     else:
-        raise UsageError("topics.file is not set and this teacher has no topics of its own: give a text file with one topic path a line (--topics FILE)")
+        raise UsageError(NONE)
     paths = list(dict.fromkeys(truncate(path, depth) for path in given))
     ctx.ledger.accepted = write_rows(ctx.out / "topics.jsonl", (Topic(path, source) for path in paths))
     if len(given) > len(paths):
