@@ -39,7 +39,7 @@ def find_recipe(name: str) -> Path:
     raise UsageError(f"--config {name}: no such file and no shipped recipe of that name; near it: {', '.join(near)} (`speedlit list` shows all)")
 
 
-class Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):  # type: ignore[misc]  # pyyaml has no types
     """YAML's safe loader, but a key that stands twice is a mistake: the first value would be lost without a word."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:

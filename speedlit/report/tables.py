@@ -153,13 +153,17 @@ def number(value: float) -> str:
     return f"{value:,}" if value else ""
 
 
-def bracket(cell: dict[str, float], scale: float = 1.0, digits: int = 3) -> str:
-    """``0.153 [0.138, 0.169]``."""
+def bracket(cell: dict[str, Any], scale: float = 1.0, digits: int = 3) -> str:
+    """``0.153 [0.138, 0.169]``; a single seed has no interval."""
+    if cell["low"] is None:
+        return f"{scale * cell['mean']:.{digits}f} [no interval]"
     return f"{scale * cell['mean']:.{digits}f} [{scale * cell['low']:.{digits}f}, {scale * cell['high']:.{digits}f}]"
 
 
 def verdict(cell: dict[str, Any], scale: float = 1.0, digits: int = 3) -> str:
-    """A difference; one whose interval holds zero says so."""
+    """A difference; one whose interval holds zero says so, and so does one without an interval."""
+    if cell["low"] is None:
+        return f"{scale * cell['mean']:+.{digits}f} [no interval]"
     text = f"{scale * cell['mean']:+.{digits}f} [{scale * cell['low']:+.{digits}f}, {scale * cell['high']:+.{digits}f}]"
     return text if cell["verdict"] == "gain" else f"{text} {cell['verdict']}"
 

@@ -11,7 +11,7 @@ from speedlit.cli import main
 from speedlit.files import read_json
 from speedlit.pipeline.config import parse
 from speedlit.pipeline.costs import CAVEATS, ledger
-from speedlit.report.tables import cost_table, tables
+from speedlit.report.tables import bracket, cost_table, tables, verdict
 from speedlit.synthesis.journal import Event, Journal
 
 CONFIG = {"teacher": {"model": "m", "embedded": None, "base_url": None}, "prices": {"m": {"input": 2.0, "output": 10.0, "batch": 0.5}}}
@@ -112,3 +112,9 @@ def test_a_run_stops_before_its_budget_and_goes_on_with_a_higher_one(
 def test_the_shipped_prices_are_used(tmp_path: Path) -> None:
     config = parse("speed").plain()
     assert ledger({"seed": STAGES["seed"]}, config, tmp_path)["stages"]["seed"]["usd"] == pytest.approx((30_000 * 5 + 10_000 * 15) / 1e6)
+
+
+def test_a_single_seed_is_shown_without_an_interval() -> None:
+    cell = {"mean": 0.5, "low": None, "high": None, "n": 1, "clusters": 1, "verdict": "no gain"}
+    assert bracket(cell, 100, 1) == "50.0 [no interval]"
+    assert verdict(cell) == "+0.500 [no interval]"
