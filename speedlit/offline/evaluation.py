@@ -119,7 +119,8 @@ class Maker:
             change = self.rng.sample(list(concepts), self.rng.randint(0, len(concepts)))
             other = topic if self.rng.random() < 0.8 else self.rng.choice(list(TOPICS))
             changed = {a: self.world.concept(self.rng, other, a, [c] if a in change else ()) if a in change else c for a, c in concepts.items()}
-            words = {key: self.rng.sample(FORMS[key], 2) for key in {*concepts.items(), *changed.items()}}
+            said = dict.fromkeys([*concepts.items(), *changed.items()])  # no set: its order is another in each process
+            words = {key: self.rng.sample(FORMS[key], 2) for key in said}
             style = self.rng.choice(TEXT_STYLES)
             one = render(Statement(topic, {a: words[a, c][0] for a, c in concepts.items()}, style))
             two = render(Statement(other, {a: words[a, c][1] for a, c in changed.items()}, style))

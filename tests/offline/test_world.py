@@ -66,3 +66,20 @@ def test_pages_are_reproducible_and_show_no_task_with_its_record():
     assert first == again and first[:50] != list(itertools.islice(pages(4), 50))
     assert not any("Task:" in page and "{" in page for page in first)
     assert len(set(first)) > 2500
+
+
+def test_evaluation_sets_are_the_same_in_every_process() -> None:
+    """Decontamination reads them: another set would leave other records out."""
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import json, hashlib; from speedlit.offline.evaluation import evaluation; from speedlit.offline.world import World; "
+        "print(hashlib.sha256(json.dumps(evaluation(World(), ['boat/colour', 'cup/owner'])).encode()).hexdigest())"
+    )
+    made = set()
+    for seed in "0123":
+        run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        made.add(run.stdout)
+    assert len(made) == 1
