@@ -188,6 +188,17 @@ def load_tokenizer(place: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
+def check_weights(place: str) -> None:
+    """Look whether a model folder holds weights at all; a hub id is not looked at.
+
+    Raises:
+        UsageError: it holds none.
+    """
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHTS):
+        raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it")
+
+
 def load_weights(place: str, head: bool, backbone: Backbone, quantization: Any = None) -> Any:
     """The network at ``place`` with the attention that ``backbone`` asks for, in eval mode.
 
@@ -199,9 +210,7 @@ def load_weights(place: str, head: bool, backbone: Backbone, quantization: Any =
 
     quiet()
     config = load_config(place, backbone)
-    folder = Path(place)
-    if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHTS):
-        raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it")
+    check_weights(place)
     kind: Any = AutoModelForCausalLM if head else AutoModel
     extra = {"quantization_config": quantization} if quantization is not None else {}
     try:

@@ -463,8 +463,6 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append("sampling.structured needs xgrammar: pip install 'speedlit[structured]', or set it to false")
     if config.filters.ngram is not None and config.filters.ngram < 1:
         bad.append(f"filters.ngram is {config.filters.ngram}; it must be at least 1 (null: off)")
-    if config.filters.minhash_threshold is not None and not 0 < config.filters.minhash_threshold <= 1:
-        bad.append(f"filters.minhash_threshold is {config.filters.minhash_threshold}; it must lie between 0 and 1 (null: off)")
     unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}
     if unknown:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")

@@ -87,11 +87,10 @@ def check_recipe(training: dict[str, Any], base: str) -> None:
 
 def check_base(name: str) -> None:
     """Weights, config and tokenizer are there; the weights themselves are not read."""
-    from speedlit.models.backbone import WEIGHTS, Backbone, load_config
+    from speedlit.models.backbone import Backbone, check_weights, load_config
 
     backbone = Backbone(name)
     place, _ = backbone.chain()
     load_config(place, backbone)
-    if Path(place).is_dir() and not any((Path(place) / weights).is_file() for weights in WEIGHTS):
-        raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it")
+    check_weights(place)
     backbone.tokenizer()
