@@ -87,9 +87,10 @@ def collate_rows(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
 
 
 def collate_contrastive(
-    samples: Sequence[Sample], pad_id: int, slots: int, chunk: int | None, overhead: int = 256, places: int | None = None
+    samples: Sequence[Sample], pad_id: int, slots: int, chunk: int | None, overhead: int = 256, places: int | None = None,
+    tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Texts in chunks of similar length, and how to put their vectors back in order.
+    """Texts in chunks of similar length, the longest first, and how to put their vectors back in order.
 
     Args:
         samples: of one task kind.
@@ -98,6 +99,7 @@ def collate_contrastive(
         chunk: texts in a chunk at most; None: no bound.
         overhead: what one more chunk costs, in padded tokens.
         places: samples of a rank, the same on every rank; this one may have fewer, and the places left over are empty.
+        tokens: padded tokens in a chunk of several texts at most; None: no bound.
 
     Returns:
         chunks: list of (ids, mask); order (texts,): row of each text among all chunks' rows, queries first, then documents
@@ -109,9 +111,10 @@ def collate_contrastive(
     if not texts:
         texts = [[pad_id]]  # a rank without samples goes along
     by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-    pieces = cuts(np.array([len(texts[i]) for i in by_length]), chunk, overhead)
-    chunks = [pad_ids([texts[i] for i in by_length[start:end]], pad_id) for start, end in pieces]
-    place = {text: row for row, text in enumerate(by_length)}
+    pieces = cuts(np.array([len(texts[i]) for i in by_length]), chunk, overhead, tokens)
+    members = [by_length[start:end] for start, end in reversed(pieces)]
+    chunks = [pad_ids([texts[i] for i in found], pad_id) for found in members]
+    place = {text: row for row, text in enumerate(text for found in members for text in found)}
     empty, following = count - len(samples), len(samples)
     order = [place[i] for i in range(len(samples))] + [-1] * empty
     hashes, scores = np.zeros((count, slots), dtype=np.int64), np.full((count, slots), np.nan, dtype=np.float32)

@@ -27,6 +27,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import content_id
 
 OVERHEAD = {"cpu": 128, "cuda": 4096}  # tokens that one more pass is worth: a GPU wants large passes
+MICRO_TOKENS = {"cpu": 1536, "cuda": None}  # larger passes are no faster on a CPU and need more memory (docs/benchmarks.md)
 CHARACTERS = 4  # of a token, about
 Encode = Callable[[Any, TokenContract, list[dict[str, Any]]], list[collate.Sample]]
 Places = Union[str, list[Union[str, dict[str, Any]]]]  # noqa: UP007 - evaluated at run time on Python 3.10 as well
@@ -150,6 +151,7 @@ class Steps(Dataset[dict[str, Any]]):
         shuffle: False keeps the order of the shards (validation).
         drop_last: leave out the last, smaller batch (contrastive: of each kind).
         overhead: what one more forward and backward pass costs, in padded tokens.
+        micro_tokens: padded tokens in one forward pass at most; None: no bound.
         layout: puts samples into rows of several sequences; None: each sequence has a row.
         mix: how much of each shard set an epoch takes; None: all of all.
     """
@@ -166,10 +168,11 @@ class Steps(Dataset[dict[str, Any]]):
         shuffle: bool = True,
         drop_last: bool = False,
         overhead: int = 256,
+        micro_tokens: int | None = None,
         layout: packing.Layout | None = None,
         mix: list[Source] | None = None,
     ) -> None:
-        self.overhead, self.layout = overhead, layout
+        self.overhead, self.micro_tokens, self.layout = overhead, micro_tokens, layout
         self.samples, self.shape, self.batch_size, self.micro_batch, self.seed = samples, shape, batch_size, micro_batch, seed
         self.rank, self.world, self.shuffle, self.drop_last = rank, world, shuffle, drop_last
         sizes = list(map(len, samples.sets))
@@ -231,7 +234,7 @@ class Steps(Dataset[dict[str, Any]]):
         assert documents is not None
         part = plan.rank_slice(batch, self.samples.widths, self.rank, self.world)
         samples, places = self.samples.take(part), -(-len(batch) // self.world)
-        micro = collate.collate_contrastive(samples, self.pad, int(documents[batch].max()), self.micro_batch, self.overhead, places)
+        micro = collate.collate_contrastive(samples, self.pad, int(documents[batch].max()), self.micro_batch, self.overhead, places, self.micro_tokens)
         if not samples:
             micro["kind"] = self.samples.take(batch[:1])[0]["kind"]
         return {"micro": [micro], "targets": int((documents[batch] - 1).sum()), "tokens": sum(int(sample["width"]) for sample in samples)}
@@ -250,8 +253,8 @@ class Steps(Dataset[dict[str, Any]]):
     def micro(self, samples: list[collate.Sample], places: np.ndarray, widths: np.ndarray) -> list[dict[str, Any]]:
         """The micro-batches of a rank's slice (sft, preference)."""
         if self.layout is not None:
-            return [self._units(cut, samples, places) for cut in packing.micro_batches(self.layout(samples), self.micro_batch, self.overhead)]
-        cuts = plan.micro_batches(np.arange(len(places)), widths, self.micro_batch, self.overhead)
+            return [self._units(cut, samples, places) for cut in packing.micro_batches(self.layout(samples), self.micro_batch, self.overhead, self.micro_tokens)]
+        cuts = plan.micro_batches(np.arange(len(places)), widths, self.micro_batch, self.overhead, self.micro_tokens)
         return [self._apart([samples[i] for i in cut], places[cut]) for cut in cuts]
 
     def rows(self, places: np.ndarray) -> dict[str, Any]:
@@ -334,6 +337,7 @@ class ShardData(L.LightningDataModule):
         shards: Places,
         batch_size: int = 16,
         micro_batch: int | None = None,
+        micro_tokens: int | None = None,
         workers: int = 0,
         seed: int | None = None,
         validation: str | list[str] | None = None,
@@ -341,9 +345,10 @@ class ShardData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.shards, self.validation = shards, validation
-        self.batch_size, self.micro_batch, self.workers, self.drop_last = batch_size, micro_batch, workers, drop_last
+        self.batch_size, self.micro_batch, self.micro_tokens = batch_size, micro_batch, micro_tokens
+        self.workers, self.drop_last = workers, drop_last
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        for name, value in (("batch_size", batch_size), ("micro_batch", micro_batch)):
+        for name, value in (("batch_size", batch_size), ("micro_batch", micro_batch), ("micro_tokens", micro_tokens)):
             if value is not None and value < 1:
                 raise UsageError(f"data.{name} is {value}; it must be at least 1")
         self.train: StepLoader | None = None
@@ -394,9 +399,10 @@ class ShardData(L.LightningDataModule):
         samples = Samples(sets, type(self).encode, module.tokenizer, module.tokens)
         world = trainer.world_size
         gpu = trainer.strategy.root_device.type == "cuda"
+        device = "cuda" if gpu else "cpu"
         steps = Steps(
             samples, self.shape, self.batch_size, self.micro_batch, self.seed, trainer.global_rank, world, shuffle, shuffle and self.drop_last,
-            overhead=OVERHEAD["cuda" if gpu else "cpu"], layout=self.layout(samples) if shuffle else None, mix=mix,
+            overhead=OVERHEAD[device], micro_tokens=self.micro_tokens or MICRO_TOKENS[device], layout=self.layout(samples) if shuffle else None, mix=mix,
         )  # fmt: skip
         return StepLoader(steps, self.workers, pin=gpu)
 
@@ -463,6 +469,7 @@ class SFTData(ShardData):
             such as 0.1 or 2) and cap (samples of an epoch at most).
         batch_size: samples of an optimizer step over all ranks and micro-batches.
         micro_batch: samples (packed: rows) in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
+        micro_tokens: padded tokens in one forward pass at most (a longer sample goes alone); null: 1,536 on a CPU, no bound on a GPU.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
@@ -479,13 +486,14 @@ class SFTData(ShardData):
         shards: Places,
         batch_size: int = 16,
         micro_batch: int | None = None,
+        micro_tokens: int | None = None,
         workers: int = 0,
         seed: int | None = None,
         validation: str | list[str] | None = None,
         drop_last: bool = False,
         pack: bool = False,
     ) -> None:
-        super().__init__(shards, batch_size, micro_batch, workers, seed, validation, drop_last)
+        super().__init__(shards, batch_size, micro_batch, micro_tokens, workers, seed, validation, drop_last)
         self.pack = pack
 
     def layout(self, samples: Samples) -> packing.Layout | None:
@@ -501,6 +509,7 @@ class PreferenceData(ShardData):
             such as 0.1 or 2) and cap (samples of an epoch at most).
         batch_size: pairs of an optimizer step over all ranks and micro-batches.
         micro_batch: pairs in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
+        micro_tokens: padded tokens in one forward pass at most (a longer sample goes alone); null: 1,536 on a CPU, no bound on a GPU.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
@@ -517,13 +526,14 @@ class PreferenceData(ShardData):
         shards: Places,
         batch_size: int = 16,
         micro_batch: int | None = None,
+        micro_tokens: int | None = None,
         workers: int = 0,
         seed: int | None = None,
         validation: str | list[str] | None = None,
         drop_last: bool = False,
         share_prefix: bool | Literal["auto"] = "auto",
     ) -> None:
-        super().__init__(shards, batch_size, micro_batch, workers, seed, validation, drop_last)
+        super().__init__(shards, batch_size, micro_batch, micro_tokens, workers, seed, validation, drop_last)
         self.share_prefix = share_prefix
 
     def layout(self, samples: Samples) -> packing.Layout | None:
@@ -555,6 +565,7 @@ class ContrastiveData(ShardData):
             such as 0.1 or 2) and cap (samples of an epoch at most).
         batch_size: queries of an optimizer step over all ranks; all of them are each other's negatives.
         micro_batch: texts in one forward pass at most, of similar length; the loss still sees the whole batch.
+        micro_tokens: padded tokens in one forward pass at most (a longer sample goes alone); null: 1,536 on a CPU, no bound on a GPU.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
@@ -569,9 +580,10 @@ class ContrastiveData(ShardData):
         shards: Places,
         batch_size: int = 64,
         micro_batch: int | None = None,
+        micro_tokens: int | None = None,
         workers: int = 0,
         seed: int | None = None,
         validation: str | list[str] | None = None,
         drop_last: bool = True,
     ) -> None:
-        super().__init__(shards, batch_size, micro_batch, workers, seed, validation, drop_last)
+        super().__init__(shards, batch_size, micro_batch, micro_tokens, workers, seed, validation, drop_last)

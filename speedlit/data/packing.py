@@ -124,16 +124,18 @@ def sharing_pays(samples: Sequence[dict[str, Any]]) -> bool:
     return apart >= WORTH * together
 
 
-def micro_batches(units: Sequence[Unit], size: int | None, overhead: int) -> list[list[Unit]]:
-    """Units cut into micro-batches of similar width, so that little of them is padding.
+def micro_batches(units: Sequence[Unit], size: int | None, overhead: int, tokens: int | None = None) -> list[list[Unit]]:
+    """Units cut into micro-batches of similar width, so that little of them is padding; the widest first, as in ``plan.micro_batches``.
 
     Args:
         units: of one step of a rank.
         size: units in a micro-batch at most; None: no bound.
         overhead: what one more micro-batch costs, in padded tokens.
+        tokens: padded tokens in a micro-batch of several units at most; None: no bound.
     """
     by_width = sorted(units, key=lambda unit: (unit.width, unit.members))
-    return [list(by_width[start:end]) for start, end in cuts(np.array([unit.width for unit in by_width]), size, overhead)]
+    widths = np.array([unit.width for unit in by_width])
+    return [list(by_width[start:end]) for start, end in reversed(cuts(widths, size, overhead, tokens))]
 
 
 def collate_units(units: Sequence[Unit], samples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:

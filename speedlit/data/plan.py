@@ -120,26 +120,30 @@ def rank_slice(batch: np.ndarray, widths: np.ndarray, rank: int, world: int) -> 
     return longest_first[rank::world]
 
 
-def micro_batches(part: np.ndarray, widths: np.ndarray, size: int | None = None, overhead: int = 256) -> list[np.ndarray]:
-    """Cut a rank's slice into micro-batches of similar length, so that little of them is padding.
+def micro_batches(part: np.ndarray, widths: np.ndarray, size: int | None = None, overhead: int = 256, tokens: int | None = None) -> list[np.ndarray]:
+    """Cut a rank's slice into micro-batches of similar length, so that little of them is padding; the widest comes first.
+
+    The widest first: its blocks of memory then serve all the others. The other way round each would find the freed ones too small.
 
     Args:
         part: sample indices.
         widths: length of every sample of the set.
         size: samples in a micro-batch at most; None: no bound.
         overhead: what one more forward and backward pass costs, in padded tokens.
+        tokens: padded tokens in a micro-batch of several samples at most; None: no bound.
     """
     by_length = part[np.argsort(widths[part], kind="stable")]
-    return [by_length[start:end] for start, end in cuts(widths[by_length], size, overhead)]
+    return [by_length[start:end] for start, end in reversed(cuts(widths[by_length], size, overhead, tokens))]
 
 
-def cuts(sorted_widths: np.ndarray, size: int | None = None, overhead: int = 256) -> list[tuple[int, int]]:
+def cuts(sorted_widths: np.ndarray, size: int | None = None, overhead: int = 256, tokens: int | None = None) -> list[tuple[int, int]]:
     """Where to cut rows in ascending order of length: the split with the fewest padded tokens plus overhead.
 
     Args:
         sorted_widths: ascending.
         size: rows in a piece at most.
         overhead: cost of a piece besides its padded tokens.
+        tokens: padded tokens in a piece at most; a row that is longer is a piece of its own.
 
     Returns:
         Start and end of each piece.
@@ -148,7 +152,8 @@ def cuts(sorted_widths: np.ndarray, size: int | None = None, overhead: int = 256
     size = min(size or count, count)
     best, origin = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
     for end in range(1, count + 1):
-        first = max(0, end - size)
+        width = max(int(sorted_widths[end - 1]), 1)
+        first = max(0, end - (size if tokens is None else min(size, max(1, tokens // width))))
         costs = best[first:end] + (end - np.arange(first, end)) * sorted_widths[end - 1]
         pick = int(costs.argmin())
         best[end], origin[end] = costs[pick] + overhead, first + pick

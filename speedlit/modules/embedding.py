@@ -124,7 +124,7 @@ class EmbeddingModule(SpeedModule):
             return len(chunks) - 1
         if not self.token_bytes:
             weights = {weight.untyped_storage().data_ptr() for weight in self.model.parameters()}
-            self.token_bytes = saved_bytes(lambda: self.embed(*chunks[-1]), weights) / chunks[-1][0].numel()
+            self.token_bytes = saved_bytes(lambda: self.embed(*chunks[0]), weights) / chunks[0][0].numel()  # the longest texts keep most
         room, kept = free_bytes(chunks[0][0].device) / 2, 0.0
         for number in range(len(chunks) - 1, -1, -1):
             kept += chunks[number][0].numel() * self.token_bytes

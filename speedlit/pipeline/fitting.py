@@ -101,7 +101,7 @@ def add_callbacks(trainer: Any, progress: bool, label: str) -> None:
 def _identity(config: dict[str, Any]) -> str:
     """What the outcome depends on: the recipe without what only the machine decides, the shards, and the models it starts from."""
     data = dict((config.get("data") or {}).get("init_args") or {})
-    plan = {key: value for key, value in data.items() if key not in ("workers", "micro_batch")}
+    plan = {key: value for key, value in data.items() if key not in ("workers", "micro_batch", "micro_tokens")}
     trainer = {key: value for key, value in (config.get("trainer") or {}).items() if key not in ("devices", "num_nodes", "strategy")}
     places = data.get("shards", [])
     places = [place.get("path", "") if isinstance(place, dict) else place for place in (places if isinstance(places, list) else [places])]

@@ -50,6 +50,9 @@ def test_ranks_and_micro_batches_share_a_batch_without_loss(world: int, micro: i
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     if micro:
         assert max(map(len, cuts)) <= micro
+    for part in parts:  # the widest first: the others live in the memory that it has freed
+        longest = [int(widths[cut].max()) for cut in plan.micro_batches(part, widths, micro)]
+        assert longest == sorted(longest, reverse=True)
     if world > 1:
         sums = [int(widths[part].sum()) for part in parts]
         assert max(sums) - min(sums) <= 0.35 * max(sums)
@@ -59,13 +62,15 @@ def test_cuts_are_the_cheapest_there_are() -> None:
     from itertools import combinations
 
     generator = np.random.default_rng(0)
-    for count, size, overhead in ((1, None, 5), (7, None, 20), (8, 3, 20), (8, None, 10**6), (8, None, 0)):
+    cases = [(1, None, 5, None), (7, None, 20, None), (8, 3, 20, None), (8, None, 10**6, None), (8, None, 0, None), (8, None, 20, 70), (8, 2, 20, 40)]
+    for count, size, overhead, tokens in cases:
         widths = np.sort(generator.integers(1, 60, count))
         splits = [[0, *inner, count] for k in range(count) for inner in combinations(range(1, count), k)]
         pieces = [list(zip(split[:-1], split[1:], strict=True)) for split in splits]
         allowed = [p for p in pieces if size is None or max(end - start for start, end in p) <= size]
+        allowed = [p for p in allowed if tokens is None or all(end - start == 1 or (end - start) * int(widths[end - 1]) <= tokens for start, end in p)]
         cost = min(sum((end - start) * int(widths[end - 1]) + overhead for start, end in p) for p in allowed)
-        found = plan.cuts(widths, size, overhead)
+        found = plan.cuts(widths, size, overhead, tokens)
         assert found in allowed
         assert sum((end - start) * int(widths[end - 1]) + overhead for start, end in found) == cost
         if overhead == 10**6:
