@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from speedlit.commands.run import configure
+from speedlit.errors import UsageError
 
 
 def run(argv: list[str]) -> int:
@@ -20,17 +21,30 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--config", required=True, help="YAML file, or a shipped recipe's name (`speedlit list`)")
     parser.add_argument("--root", help="folder of the run (default: the config's root)")
     parser.add_argument("--topics", help="topic file, one path a line (same as --topics.file)")
+    parser.add_argument("--gpus", help="also say the speed of training on so many devices: 1,8,64,512")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     known, rest = parser.parse_known_args(argv)
     config = configure(known.config, rest, known.root, known.topics)
     from speedlit.planning.plan import plan
 
-    found = plan(config)
+    found = plan(config, read_counts(known.gpus))
     if known.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return 0
     show(found)
     return 0
+
+
+def read_counts(text: str | None) -> list[int]:
+    """Numbers with commas.
+
+    Raises:
+        UsageError: something else.
+    """
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if not all(word.isdigit() and 1 <= int(word) <= 1_000_000 for word in words) or (text is not None and not words):
+        raise UsageError(f"--gpus {text}: give numbers of devices from 1 on with commas, such as 1,8,64,512")
+    return [int(word) for word in words]
 
 
 def show(found: dict[str, Any]) -> None:

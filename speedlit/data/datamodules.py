@@ -253,7 +253,8 @@ class Steps(Dataset[dict[str, Any]]):
     def micro(self, samples: list[collate.Sample], places: np.ndarray, widths: np.ndarray) -> list[dict[str, Any]]:
         """The micro-batches of a rank's slice (sft, preference)."""
         if self.layout is not None:
-            return [self._units(cut, samples, places) for cut in packing.micro_batches(self.layout(samples), self.micro_batch, self.overhead, self.micro_tokens)]
+            found = packing.micro_batches(self.layout(samples), self.micro_batch, self.overhead, self.micro_tokens)
+            return [self._units(cut, samples, places) for cut in found]
         cuts = plan.micro_batches(np.arange(len(places)), widths, self.micro_batch, self.overhead, self.micro_tokens)
         return [self._apart([samples[i] for i in cut], places[cut]) for cut in cuts]
 

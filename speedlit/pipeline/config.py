@@ -246,6 +246,11 @@ class Assumed:
         tokens_per_second: tokens that one device generates a second, all rows of a batch together.
         memory_gb: memory of one device.
         usd_per_hour: rent of one device; null leaves it out.
+        gpus_per_node: devices on one fast link (``speedlit plan --gpus``).
+        memory_gb_s: a device's memory bandwidth, in 10^9 bytes/s.
+        link_gb_s: what a device sends within a node, one direction (NVLink 3: 300, NVLink 4: 450).
+        network_gb_s: what a device sends to other nodes (a 200 Gb/s adapter per device: 25).
+        latency_us: of one hop of a collective; assumed, measure yours.
     """
 
     answer_tokens: dict[str, int] = field(default_factory=dict)
@@ -257,6 +262,11 @@ class Assumed:
     tokens_per_second: float = 1500.0
     memory_gb: float = 80.0
     usd_per_hour: float | None = None
+    gpus_per_node: int = 8
+    memory_gb_s: float = 2039.0
+    link_gb_s: float = 300.0
+    network_gb_s: float = 25.0
+    latency_us: float = 20.0
 
 
 @dataclass
@@ -488,7 +498,7 @@ def check(config: RunConfig, path: Path) -> RunConfig:
 def check_costs(config: RunConfig) -> list[str]:
     """Mistakes in ``prices``, ``budget`` and ``plan``."""
     bad = [f"budget.{name} is {cap}; it must be at least 0 (null: no cap)" for name, cap in asdict(config.budget).items() if cap is not None and cap < 0]
-    for name in ("devices", "tflops", "utilisation", "tokens_per_second", "memory_gb"):
+    for name in ("devices", "tflops", "utilisation", "tokens_per_second", "memory_gb", "gpus_per_node", "memory_gb_s", "link_gb_s", "network_gb_s"):
         value = getattr(config.plan, name)
         if value <= 0:
             bad.append(f"plan.{name} is {value}; it must be above 0")

@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "comparison.seeds": FROM_0,
     "comparison.processes": (1, 1024),
     "plan.usd_per_hour": FROM_0,
+    "plan.latency_us": FROM_0,
 }
 NAMES = ("name", "root", "base", "prompts", "teacher.model")  # texts that cannot be empty
 

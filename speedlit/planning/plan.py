@@ -6,7 +6,7 @@ Nothing here asks a teacher or loads a model. Figures are upper bounds in one re
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from speedlit.files import read_json
 from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.costs import CAVEATS, E5, PAPER, e5_for
 from speedlit.pipeline.yamlfiles import fit_recipe
+from speedlit.planning import scaling
 from speedlit.planning.footprint import Fit, Shape, flops, known_shape, memory, shape_of
 from speedlit.planning.prompts import EDITS, REASON, Lengths, answer_tokens, brainstorm_length, lengths, mix, task_kinds
 from speedlit.planning.reach import prompts_per_task, shortfalls, topics_needed
@@ -50,13 +51,20 @@ class Need:
     note: str = ""
 
 
-def plan(config: RunConfig) -> dict[str, Any]:
+def plan(config: RunConfig, gpus: Sequence[int] = ()) -> dict[str, Any]:
     """The plan of a run.
 
+    Args:
+        config: of the run.
+        gpus: numbers of devices to say the training stages' speed for.
+
     Returns:
-        ``stages`` (one dict of figures each), ``total``, ``paper`` and ``e5`` beside it, ``assumed``, ``warnings``, ``caveats``.
+        ``stages`` (one dict of figures each), ``total``, ``paper`` and ``e5`` beside it, ``assumed``, ``warnings``, ``caveats``;
+        with ``gpus`` also ``scaling`` (rows of ``speedlit.planning.scaling.table``) and ``whole`` (hours and USD of the recipe).
     """
-    return Planner(config).plan()
+    planner = Planner(config)
+    found = planner.plan()
+    return {**found, **planner.scaling(found["stages"], gpus)} if gpus else found
 
 
 class Planner:
@@ -70,6 +78,7 @@ class Planner:
         self.teacher, self.writer = meter(config.teacher.model), meter(config.base)
         self.price = config.prices.get(config.teacher.model)
         self.unknown: list[str] = []
+        self.fits: dict[str, tuple[Shape, Fit, float, float]] = {}  # stage -> shape, recipe, tokens of a sample, tokens of all its fits
         self.paid = self._lengths(self.teacher)
         self.local = self.paid if self.writer.source == self.teacher.source else self._lengths(self.writer)
         self.shapes = {name: self._shape(name) for name in dict.fromkeys((config.base, config.embedder_base or config.base))}
@@ -184,6 +193,8 @@ class Planner:
         work = fits * flops(shape, found, seen * tokens, min(seen, samples) * tokens) if shape else 0.0
         if fits == 2 and found.reference and shape:  # the control has no preference term, so it reads no reference
             work -= flops(shape, found, seen * tokens, min(seen, samples) * tokens) - flops(shape, without_reference(found), seen * tokens, 0)
+        if shape and seen:
+            self.fits[stage] = shape, found, tokens, fits * seen * tokens
         hours = work / (self.config.plan.tflops * 1e12 * self.config.plan.utilisation * self.config.plan.devices) / 3600
         many = f"{fits} fits of " if fits > 1 else ""
         note = f"{many}{steps:,} steps, {tokens:,.0f} tokens a sample; {found.formula}"
@@ -201,6 +212,16 @@ class Planner:
         """Hours, hours of all devices together, and their rent in USD."""
         rate, together = self.config.plan.usd_per_hour, hours * self.config.plan.devices
         return hours, together, None if rate is None else together * rate
+
+    def scaling(self, stages: list[dict[str, Any]], gpus: Sequence[int]) -> dict[str, Any]:
+        """The training stages on so many devices; and the whole recipe: each server of a generator works for itself."""
+        rows = scaling.table(self.fits, gpus, self.config.plan)
+        answers, whole = sum(s["device_hours"] for s in stages if s["generated"]), []
+        for count in gpus:
+            hours = answers / count + sum(row["hours"] for row in rows if row["gpus"] == count)
+            rate = self.config.plan.usd_per_hour
+            whole.append({"gpus": count, "hours": hours, "device_hours": hours * count, "device_usd": None if rate is None else hours * count * rate})
+        return {"scaling": rows, "whole": whole}
 
     # ---- words ------------------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from speedlit.report.tables import Table
 
 def tables(found: dict[str, Any]) -> list[Table]:
     """Calls and tokens; local work; memory; the paper and the E5-Mistral route beside them."""
-    return [asked(found), local(found), memory(found), beside(found)]
+    many = [speeds(found), whole(found)] if "scaling" in found else []
+    return [asked(found), local(found), memory(found), *many, beside(found)]
 
 
 def asked(found: dict[str, Any]) -> Table:
@@ -39,6 +40,24 @@ def memory(found: dict[str, Any]) -> Table:
     names = ("weights", "gradients", "optimizer", "activations", "total")
     rows = [[s["stage"], *(f"{s['memory'][name] / 1e9:,.2f}" for name in names)] for s in found["stages"] if s["memory"]]
     return Table("memory of training, GB", ["stage", *names], rows, "of one device that holds the whole model, at full length")
+
+
+def speeds(found: dict[str, Any]) -> Table:
+    """The training stages on more devices."""
+    rows = []
+    for row in found["scaling"]:
+        figures = [count(row["gpus"]), row["way"], f"{row['seconds']:.3g}", count(row["tokens_per_second"]), f"{row['efficiency']:.0%}", row["limit"]]
+        held = f"{row['memory'] / 1e9:,.0f}" + ("" if row["fits"] else " (too much)")
+        rows.append([row["stage"], *figures, f"{row['weak_efficiency']:.0%}", held, hours(row["hours"])])
+    head = ["stage", "GPUs", "strategy", "s a step", "tokens/s", "efficiency", "limit", "if the batch grows", "GB", "hours"]
+    note = "the recipe's global batch on so many devices; `limit`: where most of the lost time goes (docs/scaling.md has the formula)"
+    return Table("training on more devices", head, rows, note)
+
+
+def whole(found: dict[str, Any]) -> Table:
+    """Generation and training together."""
+    rows = [[count(row["gpus"]), hours(row["hours"]), hours(row["device_hours"]), money(row["device_usd"])] for row in found["whole"]]
+    return Table("the whole recipe", ["GPUs", "hours", "GPU hours", "USD"], rows, "one stage after the other; the teacher's answers not counted")
 
 
 def work(row: dict[str, Any]) -> list[str]:
