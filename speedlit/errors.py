@@ -13,3 +13,9 @@ class UsageError(SpeedlitError):
     """A mistake in the command line, a config or an input file; exit code 2."""
 
     exit_code = 2
+
+
+class Requeued(SpeedlitError):
+    """A fit was saved and stopped because Slurm wants its nodes; exit code 75: try again."""
+
+    exit_code = 75

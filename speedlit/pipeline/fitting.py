@@ -87,15 +87,19 @@ def run_fit(cli: Any, checkpoint: Path) -> None:
 
 
 def add_callbacks(trainer: Any, progress: bool, label: str) -> None:
-    """What every fit has, where the recipe doesn't bring its own: progress, metrics.csv, and last.ckpt after all others."""
+    """What every fit has, where the recipe doesn't bring its own: progress, metrics.csv, last.ckpt after all others, and Requeue under Slurm."""
     from speedlit.callbacks.metrics import Metrics
     from speedlit.callbacks.progress import FitProgress
+    from speedlit.callbacks.requeue import Requeue
     from speedlit.callbacks.resume import Resume
+    from speedlit.strategies import in_slurm
 
     own = [FitProgress(label)] if progress else []
     for callback in [*own, Metrics(), Resume(every_seconds=30.0)]:
         if not any(isinstance(other, type(callback)) for other in trainer.callbacks):
             trainer.callbacks.append(callback)
+    if in_slurm() and not any(isinstance(other, Requeue) for other in trainer.callbacks):
+        trainer.callbacks.append(Requeue())  # after Resume
 
 
 def _identity(config: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
 from speedlit.pipeline.yamlfiles import merge, nested, reason, suggestion
-from speedlit.strategies import strategy
+from speedlit.strategies import environment, strategy
 
 # Short names in recipes; any importable class may be named by its full path instead.
 SHORT = {
@@ -42,6 +42,7 @@ SHORT = {
     "Resume": "speedlit.callbacks.resume.Resume",
     "Metrics": "speedlit.callbacks.metrics.Metrics",
     "FitProgress": "speedlit.callbacks.progress.FitProgress",
+    "Requeue": "speedlit.callbacks.requeue.Requeue",
     "Throughput": "speedlit.callbacks.throughput.Throughput",
 }
 # Quiet and light unless a recipe says otherwise.
@@ -128,6 +129,8 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"trainer.{key} has no effect here; set {instead}")
     if "strategy" in trainer:
         trainer["strategy"] = strategy(trainer["strategy"])
+    if (ranks := environment()) and not trainer.get("plugins"):
+        trainer["plugins"] = [ranks]
     if not any(trainer.get(key) for key in ("max_epochs", "max_steps", "max_time", "fast_dev_run")):
         trainer["max_epochs"] = 1  # Lightning would take 1,000
     if any(str(callback.get("class_path", "")).endswith("ModelCheckpoint") for callback in trainer.get("callbacks") or [] if isinstance(callback, dict)):
