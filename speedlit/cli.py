@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "predict": ("fit", "training", "predictions for a data set"),
     "evaluate": ("evaluate", "models", "MTEB tasks on a checkpoint or folder"),
     "export": ("export", "models", "adapter, merged or sentence-transformers folder"),
+    "merge": ("merge", "models", "one model from several: average or slerp"),
+    "mine": ("mine", "models", "hard negatives for contrastive data"),
     "list": ("list", "about", "recipes, modules, losses, callbacks, teachers"),
 }
 

@@ -53,8 +53,7 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dic
         raise UsageError(f"unknown format {form!r}: use {', '.join(FORMATS)}")
     if dtype not in COSINE:
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(COSINE)}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists already: name a new folder, or remove it first")
+    free_target(target)
     from speedlit.models.backbone import chain
 
     info = read_json(source / "speedlit.json")
@@ -73,6 +72,16 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dic
     finally:
         remove(temporary)
     return {"texts": len(expected["texts"]), "cosine": lowest, "format": form, "path": str(target)}
+
+
+def free_target(target: Path) -> None:
+    """Refuse a place where something is already.
+
+    Raises:
+        UsageError: it holds something.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists already: name a new folder, or remove it first")
 
 
 def model_folder(path: Path) -> Path:
