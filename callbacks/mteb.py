@@ -96,7 +96,7 @@ class MTEB(L.Callback):
     def score(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
         """Score the module as it is now, once per optimizer step; returns main scores by task.
 
-        Every rank computes all tasks, so that sharded models gather their weights in step; the first one reports.
+        Ranks share the texts out and go through the model equally often, so that sharded weights are gathered in step; the first one reports.
         """
         step = trainer.global_step
         if self.history and self.history[-1][0] == step:

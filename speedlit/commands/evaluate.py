@@ -18,7 +18,8 @@ EPILOG = """examples:
 
 --data DIR holds a tasks.json: rows such as {"folder": "SciFact", "task": "SciFact"} (a registered task with a local copy) or
 {"folder": "MySet", "type": "Retrieval", "prompt": {"query": "..."}} (a task of your own).
-With --output, finished tasks are not run again: results are filed under a hash of the model's files."""
+With --output, finished tasks are not run again: results are filed under a hash of the model's files.
+Under torchrun or srun the ranks share the texts out; --device cuda gives each its own GPU."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,6 +57,7 @@ def run(argv: list[str]) -> int:
         raise UsageError("nothing to run: add --tasks NAMES, or --data with a folder that holds a tasks.json")
     names = read_names(known.tasks)
     quiet_libraries()
+    from speedlit.evaluation import ranks
     from speedlit.evaluation.folders import check_model, open_encoder, read_instructions
     from speedlit.evaluation.run import evaluate
     from speedlit.evaluation.tasks import load_tasks
@@ -65,11 +67,14 @@ def run(argv: list[str]) -> int:
     options: dict[str, Any] = {"token_budget": known.token_budget, "instruct": not known.no_instructions}
     if known.instructions:
         options["instructions"] = read_instructions(known.instructions)
-    encoder = open_encoder(known.path, pooling=known.pooling, max_length=known.max_length, device=known.device, dtype=known.dtype, **options)
     failures: dict[str, str] = {}
-    scores = evaluate(encoder, tasks, output=Path(known.output) if known.output else None, failed=failures.__setitem__, progress=True)
+    with ranks.joined(known.device) as device:
+        encoder = open_encoder(known.path, pooling=known.pooling, max_length=known.max_length, device=device, dtype=known.dtype, **options)
+        scores = evaluate(encoder, tasks, output=Path(known.output) if known.output else None, failed=failures.__setitem__, progress=True)
+        first = ranks.number() == 0
     kinds = {task.metadata.name: (task.metadata.type, task.metadata.main_score) for task in tasks}
-    print(table(scores, kinds))
+    if first:
+        print(table(scores, kinds), flush=True)
     if failures:
         raise SpeedlitError("\n".join(f"task {name} failed: {reason}" for name, reason in failures.items()))
     return 0

@@ -2,7 +2,8 @@
 
 Texts become token ids through the token contract, the same object that training used. They are sorted by length, cut
 into batches by a budget of padded tokens, and their vectors come back in the order of the texts. Nothing about the model
-is left changed: every submodule's train or eval mode and the state of all random generators are put back.
+is left changed: every submodule's train or eval mode and the state of all random generators are put back. Where several processes work together, each
+computes every n-th batch and all of them get all vectors.
 
 Instructions follow the paper: queries carry the instruction, documents none, and symmetric tasks (STS, classification,
 clustering ...) carry it on both sides. Whether an instruction has any effect is for the contract's query template to say.
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from speedlit.data.collate import pad_ids
+from speedlit.evaluation import ranks
 from speedlit.evaluation.state import evaluating, same_randomness
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Encoder:
             ``Type``, ``query``, ``document``); an empty text means none.
         instruct: False leaves the tasks' own instructions away.
         autocast: a dtype to compute in, such as torch.bfloat16; None keeps the model's own.
+        spread: share the texts out over all ranks; every rank must then encode the same ones. False: this rank computes alone.
     """
 
     def __init__(
@@ -67,10 +70,12 @@ class Encoder:
         instructions: Mapping[str, str] | None = None,
         instruct: bool = True,
         autocast: torch.dtype | None = None,
+        spread: bool = True,
     ) -> None:
         self.model, self.embed, self.tokenizer, self.tokens = model, embed, tokenizer, tokens
         self.name, self.revision, self.token_budget = name, revision, token_budget
         self.instructions, self.instruct, self.autocast = dict(instructions or {}), instruct, autocast
+        self.spread = spread
         self._meta: ModelMeta | None = None
 
     def vectors(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
@@ -84,17 +89,38 @@ class Encoder:
             return self._encode_ids(ids)[rows]
 
     def _encode_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Vectors of token ids; each rank computes its share in equally many forward passes, which sharded weights need."""
+        everything = list(batches([len(row) for row in ids], self.token_budget))
+        world = ranks.size() if self.spread else 1
+        if world == 1:
+            return self._share(ids, everything)
+        own = everything[ranks.number() :: world]
+        idle = -(-len(everything) // world) - len(own)
+        rows, error = None, None
+        try:
+            rows = self._share(ids, own or everything[-1:], idle if own else idle - 1)
+        except Exception as found:  # noqa: BLE001 - raised again below, once the others know of it
+            error = found
+        ranks.together(error)
+        assert rows is not None
+        if not own:
+            rows[everything[-1]] = 0
+        return ranks.filled(rows, next(self.model.parameters()).device)
+
+    def _share(self, ids: Sequence[Sequence[int]], own: Sequence[Sequence[int]], idle: int = 0) -> np.ndarray:
+        """Vectors of the texts of some batches, 0 for all others; ``idle`` further passes are made for the company only."""
         device = next(self.model.parameters()).device
         pad = self.tokenizer.pad_token_id
         out: np.ndarray | None = None
-        for chosen in batches([len(row) for row in ids], self.token_budget):
+        for place, chosen in enumerate([*own, *([own[-1][:1]] * idle)]):
             input_ids, mask = pad_ids([ids[index] for index in chosen], 0 if pad is None else pad)
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 found = self.embed(input_ids.to(device), mask.to(device))
             block = found.float().cpu().numpy()
             if out is None:
-                out = np.empty((len(ids), block.shape[1]), dtype=np.float32)
-            out[chosen] = block
+                out = np.zeros((len(ids), block.shape[1]), dtype=np.float32)
+            if place < len(own):
+                out[chosen] = block
         assert out is not None
         return out
 

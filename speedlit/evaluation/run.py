@@ -1,7 +1,8 @@
 """Score an encoder on tasks, through mteb itself and without its cache.
 
 mteb's cache files local models under one common name, so that a second checkpoint gets the first one's score; here every
-result is computed, and resuming is by files of our own that carry the model's content hash.
+result is computed, and resuming is by files of our own that carry the model's content hash. On several ranks all of them score
+every task, with vectors that each has computed a share of; the first one reads and writes the files and decides what is done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speedlit.errors import SpeedlitError
+from speedlit.evaluation import ranks
 from speedlit.evaluation.encoder import Encoder
 from speedlit.evaluation.state import same_randomness
 from speedlit.progress import Progress
@@ -51,7 +53,7 @@ def evaluate(
         SpeedlitError: a task failed and there is no ``failed``.
     """
     scores: dict[str, float] = {}
-    with same_randomness(), quiet(), Progress("evaluate", len(tasks), "tasks") if progress else _silent() as bar:
+    with same_randomness(), quiet(), Progress("evaluate", len(tasks), "tasks") if progress and ranks.number() == 0 else _silent() as bar:
         for task in tasks:
             outcome = _run(encoder, task, output, resume)
             name = task.metadata.name
@@ -85,18 +87,22 @@ def _run(encoder: Encoder, task: AbsTask, output: Path | None, resume: bool) -> 
 
     meta = encoder.mteb_model_meta
     files = ResultCache(cache_path=output) if output is not None else None
-    if files is not None and resume:
+    kept = None
+    if files is not None and resume and ranks.number() == 0:
         path = files.get_task_result_path(task.metadata.name, meta)
-        if path.is_file():
-            return float(TaskResult.from_disk(path).get_score())
+        kept = float(TaskResult.from_disk(path).get_score()) if path.is_file() else None
+    kept = ranks.agreed(kept)
+    if kept is not None:
+        return float(kept)
     options = {"show_progress_bar": False, "batch_size": 256}  # the size of mteb's loader, not of a forward pass
     result = mteb.evaluate(encoder, [_fresh(task)], cache=None, co2_tracker=False, raise_error=False, show_progress_bar=False, encode_kwargs=options)
-    if result.exceptions:
-        return str(result.exceptions[0].exception) or "no reason given"
+    reasons = ranks.everyone((str(result.exceptions[0].exception) or "no reason given") if result.exceptions else None)
+    if failed := [reason for reason in reasons if reason is not None]:
+        return str(failed[0])
     found = result.task_results[0]
-    if files is not None:
+    if files is not None and ranks.number() == 0:
         files.save_to_cache(found, meta)
-    return float(found.get_score())
+    return float(ranks.agreed(found.get_score()))
 
 
 def _fresh(task: AbsTask) -> AbsTask:
