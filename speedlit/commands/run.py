@@ -26,6 +26,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--topics", help="topic file, one path a line (same as --topics.file)")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and what depends on it")
+    parser.add_argument("--only", metavar="STAGE", help="this stage alone; those before it have to be finished")
+    parser.add_argument("--shard", metavar="i/n", help="with --only: do the i-th of n parts (i from 0)")
+    parser.add_argument("--executor", choices=["local", "slurm"], default="local", help="slurm: each stage a job, submitted and followed from here")
+    parser.add_argument("--detach", action="store_true", help="with --executor slurm: submit and leave; the same command without it follows")
     parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
     known, rest = parser.parse_known_args(argv)
     config = configure(known.config, rest, known.root, known.topics)
@@ -34,6 +38,7 @@ def run(argv: list[str]) -> int:
 
         print(yaml.safe_dump(config.plain(), sort_keys=False), end="")
         return 0
+    check_words(known)
     quiet_libraries()
     if config.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
@@ -41,7 +46,18 @@ def run(argv: list[str]) -> int:
     from speedlit.pipeline.loop import run as loop
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: everything is closed
-    summary = loop(config, Wanted(known.until, known.start))
+    if known.only:
+        from speedlit.commands.synth import parse_shard
+        from speedlit.pipeline.loop import run_stage
+
+        run_stage(config, known.only, parse_shard(known.shard))
+        return 0
+    if known.executor == "slurm":
+        from speedlit.pipeline import slurm
+
+        summary = slurm.run(config, Wanted(known.until, known.start), known.detach)
+    else:
+        summary = loop(config, Wanted(known.until, known.start))
     from speedlit.report.tables import show
 
     show(summary)
@@ -49,6 +65,20 @@ def run(argv: list[str]) -> int:
     if "report" in summary["stages"] and page.exists():
         print(f"\nfigures: {Path(config.root) / 'summary.json'}   page: {page}")
     return 0
+
+
+def check_words(known: argparse.Namespace) -> None:
+    """Options that say nothing together.
+
+    Raises:
+        UsageError: which, and what to write.
+    """
+    if known.only and (known.until or known.start or known.executor == "slurm"):
+        raise UsageError("--only runs one stage here; leave --until, --from and --executor slurm away")
+    if known.shard and not known.only:
+        raise UsageError("--shard i/n is a part of one stage; name it with --only STAGE")
+    if known.detach and known.executor != "slurm":
+        raise UsageError("--detach leaves jobs to Slurm; add --executor slurm")
 
 
 def configure(name: str, rest: list[str], root: str | None = None, topics: str | None = None) -> RunConfig:

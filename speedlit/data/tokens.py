@@ -6,6 +6,7 @@ of transformers ignore ``add_eos_token`` in a tokenizer's config, and setting it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -88,6 +89,12 @@ class TokenContract:
         """Ids of one prompt as a generator reads it before it writes: BOS + template, no EOS; its end is kept when it is too long."""
         bos, ids = self.bos_id(tokenizer), plain_ids(tokenizer, [self.template.replace("{prompt}", prompt)])[0]
         return _front(bos, _keep_end(_without(ids, bos), self.max_length - (bos is not None)))
+
+    def chat_template(self) -> str:
+        """``template`` for a server that takes chat messages: the last one's text, as :meth:`encode_prompt` reads it."""
+        before, _, after = (json.dumps(part, ensure_ascii=False) for part in self.template.partition("{prompt}"))
+        bos = "" if self.bos is False else "{{ bos_token }}"
+        return bos + "{{ " + before + ' }}{{ messages[-1]["content"] }}{{ ' + after + " }}"
 
     def encode_pair(self, tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Ids and labels of one prompt with its completion; see :meth:`encode_pairs`."""

@@ -140,6 +140,8 @@ class Generator:
         processes: worker processes, one torch thread each; 1 generates in this process.
         dtype: float32 or bfloat16.
         structured: keep answers to the template's JSON keys while they are drawn (needs xgrammar: the extra ``structured``).
+        base_url: an OpenAI-compatible server of the trained generators (such as vLLM), each a model named by its role: junior, senior, control,
+            revisor; null: they are loaded here.
     """
 
     temperature: float = 1.0
@@ -149,6 +151,7 @@ class Generator:
     processes: int = 1
     dtype: str = "float32"
     structured: bool = False
+    base_url: str | None = None
 
 
 @dataclass
@@ -287,6 +290,7 @@ class RunConfig:
         revision_guard: ``likelihood`` takes a revision back that the senior finds less likely than its own record; null: none.
         control: also train the best-of-n control (the senior's data, steps and learning rate, but beta 0).
         threads: torch threads of this process; null leaves torch's default.
+        cluster: file whose ``job`` section says what the jobs of ``--executor slurm`` ask for.
         quality: from which level a measure of the data is an alarm; what is dropped is the business of ``filters``.
         prices: model of the teacher -> what it costs.
         budget: what the run may spend.
@@ -305,6 +309,7 @@ class RunConfig:
     revision_guard: str | None = None
     control: bool = True
     threads: int | None = None
+    cluster: str = "trainer/slurm"
     topics: Topics = field(default_factory=Topics)
     tasks: Tasks = field(default_factory=Tasks)
     counts: Counts = field(default_factory=Counts)
@@ -480,9 +485,9 @@ def check(config: RunConfig, path: Path) -> RunConfig:
         bad.append(f"teacher.concurrency is {config.teacher.concurrency}; it must be at least 1")
     if config.teacher.retries < 0:
         bad.append(f"teacher.retries is {config.teacher.retries}; it must be at least 0")
-    if config.teacher.base_url:
+    for url in filter(None, (config.teacher.base_url, config.sampling.base_url)):
         try:
-            address(config.teacher.base_url)
+            address(url)
         except UsageError as error:
             bad.append(str(error))
     for name in ("timeout", "requests_per_minute", "tokens_per_minute"):

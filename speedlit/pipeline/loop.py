@@ -105,18 +105,8 @@ def run(config: RunConfig, wanted: Wanted | None = None, say: Callable[[str], No
     """
     wanted = wanted or Wanted()
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
-    every = stages()
-    for flag, name in (("--until", wanted.until), ("--from", wanted.start)):
-        if name is not None and name not in every:
-            raise UsageError(f"{flag} {name}: no such stage; the stages are {' '.join(every)}")
-    if wanted.start and wanted.until and every[wanted.start].number > every[wanted.until].number:
-        raise UsageError(f"--from {wanted.start} comes after --until {wanted.until}; nothing would be run")
-    root = Path(config.root)
-    plain = config.plain()
-    check_topics(every["topics"], plain, root)
-    to_train = ahead(every.values(), plain, root, wanted.until, wanted.start)
-    if to_train:  # before anything is asked of the teacher, and before the root is this config's
-        preflight(to_train, plain)
+    every, root, plain = stages(), Path(config.root), config.plain()
+    select(config, wanted)
     with owned(root, plain), Services(config, root) as services:
         for stage in every.values():
             perform(stage, every, plain, root, services, say, redo=stage.name == wanted.start)
@@ -125,16 +115,38 @@ def run(config: RunConfig, wanted: Wanted | None = None, say: Callable[[str], No
     return summarise(root, every, plain)
 
 
+def select(config: RunConfig, wanted: Wanted) -> dict[str, Stage]:
+    """The stages up to ``until``, looked at for what can be known to fail: before anything is asked of the teacher, and before the root is this config's.
+
+    Raises:
+        UsageError: unknown stage, no topics, or a training stage that cannot be.
+    """
+    every, root, plain = stages(), Path(config.root), config.plain()
+    for flag, name in (("--until", wanted.until), ("--from", wanted.start)):
+        if name is not None and name not in every:
+            raise UsageError(f"{flag} {name}: no such stage; the stages are {' '.join(every)}")
+    if wanted.start and wanted.until and every[wanted.start].number > every[wanted.until].number:
+        raise UsageError(f"--from {wanted.start} comes after --until {wanted.until}; nothing would be run")
+    check_topics(every["topics"], plain, root)
+    to_train = ahead(every.values(), plain, root, wanted.until, wanted.start)
+    if to_train:
+        preflight(to_train, plain)
+    last = every[wanted.until].number if wanted.until else len(every)
+    return {name: stage for name, stage in every.items() if stage.number <= last}
+
+
 def run_stage(config: RunConfig, name: str, shard: tuple[int, int] = (0, 1), say: Callable[[str], None] | None = None) -> None:
     """Run one stage whose inputs are finished, or one shard of it.
 
     A shard fills the journal and the part files; the same stage without a shard then finds every answer and puts them together.
 
     Raises:
-        UsageError: a stage that it reads is not finished, or the stage cannot be cut into shards.
+        UsageError: no such stage, one that it reads is not finished, or it cannot be cut into shards.
     """
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     every, root, plain = stages(), Path(config.root), config.plain()
+    if name not in every:
+        raise UsageError(f"no stage {name!r}; there are {' '.join(every)}")
     stage = every[name]
     whole = shard == (0, 1)
     if not whole and not stage.sharded:

@@ -129,6 +129,7 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"trainer.{key} has no effect here; set {instead}")
     if "strategy" in trainer:
         trainer["strategy"] = strategy(trainer["strategy"])
+    trainer.pop("job", None)  # of trainer/slurm.yaml; for `speedlit run --executor slurm`
     if (ranks := environment()) and not trainer.get("plugins"):
         trainer["plugins"] = [ranks]
     if not any(trainer.get(key) for key in ("max_epochs", "max_steps", "max_time", "fast_dev_run")):

@@ -123,9 +123,15 @@ class Services:
     def _generator(self, role: str) -> Backend:
         if role not in FOLDERS:
             raise UsageError(f"no generator is called {role!r}; there are {', '.join(FOLDERS)}")
+        sampling, teacher = self.config.sampling, self.config.teacher
+        if sampling.base_url:
+            from speedlit.synthesis.client import HTTPBackend
+
+            # No journal: it knows a generator by its role alone, and would give the answers of one that was trained again since.
+            # What is answered is kept in the stage's part files, as with a generator in this process.
+            return HTTPBackend(role, sampling.base_url, None, role, teacher.concurrency, teacher.timeout, teacher.retries, patience=teacher.patience)
         from speedlit.generation.local import LocalBackend
 
-        sampling = self.config.sampling
         return LocalBackend(
             self.root / "stages" / FOLDERS[role],
             batch_size=sampling.batch_size,

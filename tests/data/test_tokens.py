@@ -77,3 +77,13 @@ def test_contracts_go_through_json_and_refuse_nonsense(tmp_path: Path) -> None:
         TokenContract().encode_text(tokenizer, "blue")
     with pytest.raises(UsageError, match="BOS"):
         TokenContract(bos=True, eos=False).encode_text(tokenizer, "blue")
+
+
+@pytest.mark.parametrize("template", ["{prompt}", '[INST] "{prompt}"\n\\ [/INST]'])
+@pytest.mark.parametrize("bos", [None, False])
+def test_a_server_of_chat_messages_reads_a_prompt_as_we_do(tmp_path: Path, template: str, bos: bool | None) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    tokens = TokenContract(template=template, bos=bos, max_length=200)
+    messages = [{"role": "user", "content": sentence(4) + "\n"}]
+    ids = tokenizer.apply_chat_template(messages, chat_template=tokens.chat_template(), return_dict=False)
+    assert ids == tokens.encode_prompt(tokenizer, messages[0]["content"])
