@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "fit": ("fit", "training", "train a module on shards (LightningCLI)"),
     "validate": ("fit", "training", "one validation pass"),
     "test": ("fit", "training", "one test pass"),
-    "predict": ("fit", "training", "predictions for a data set"),
+    "predict": ("predict", "models", "embeddings of a corpus, over ranks, resumable"),
     "evaluate": ("evaluate", "models", "MTEB tasks on a checkpoint or folder"),
     "export": ("export", "models", "adapter, merged or sentence-transformers folder"),
     "merge": ("merge", "models", "one model from several: average or slerp"),

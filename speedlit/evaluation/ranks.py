@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import distributed
 from speedlit.errors import SpeedlitError, UsageError
 
 BLOCK = 1 << 24  # numbers exchanged at a time
+PATIENCE = timedelta(days=1)  # one rank may have the longest texts; a rank that has died breaks the connection at once
 
 
 def size() -> int:
@@ -56,7 +58,7 @@ def joined(device: str) -> Iterator[str]:
         device = f"cuda:{found.local_rank() % max(torch.cuda.device_count(), 1)}"
         torch.cuda.set_device(device)
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    distributed.init_process_group(backend, rank=found.global_rank(), world_size=found.world_size())
+    distributed.init_process_group(backend, rank=found.global_rank(), world_size=found.world_size(), timeout=PATIENCE)
     try:
         yield device
     finally:
@@ -73,11 +75,18 @@ def agreed(value: Any) -> Any:
 
 
 def everyone(value: Any) -> list[Any]:
-    """What each rank holds, in their order, on every rank."""
+    """What each rank holds, in their order, on every rank.
+
+    Raises:
+        SpeedlitError: one of them has died.
+    """
     if size() == 1:
         return [value]
     found: list[Any] = [None] * size()
-    distributed.all_gather_object(found, value)
+    try:
+        distributed.all_gather_object(found, value)
+    except RuntimeError as error:  # the connection to a process that is no more
+        raise SpeedlitError(f"another rank has ended before its time ({str(error).splitlines()[0][:160]}); what is finished is kept, start again") from error
     return found
 
 
