@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 FORMATS = ("adapter", "merged", "sentence-transformers")
 POOLING = {"last": "lasttoken", "mean": "mean_tokens", "weighted_mean": "weightedmean_tokens", "cls": "cls_token"}
 GENERIC = "Given a query, retrieve relevant text"
+BENCHMARKS = ("MTEB(eng, v2)", "MTEB(eng, v1)")  # whose tasks' instructions travel with an embedder
 # (floor on cosine, what it is compared in): a cast costs a little
 COSINE = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.999}
 
 
-def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dict[str, Any]:
+def export(source: Path, target: Path, form: str, dtype: str = "float32", licence: str | None = None, results: Path | None = None) -> dict[str, Any]:
     """Write ``source`` to ``target`` and prove that it is the same model there.
 
     Args:
@@ -40,6 +42,8 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dic
         target: a folder that does not exist yet or is empty.
         form: ``adapter`` (peft), ``merged`` (Hugging Face) or ``sentence-transformers``.
         dtype: of the stored weights: float32, bfloat16 or float16. Merging is done in float32 whatever this says.
+        licence: for the model card, as the hub writes it (``apache-2.0``).
+        results: folder that ``speedlit evaluate --output`` wrote; scores of this very model go into the card. Default: those of its run.
 
     Returns:
         ``{"texts": 32, "cosine": smallest, "format": form, "path": target}``.
@@ -54,6 +58,7 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dic
     if dtype not in COSINE:
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(COSINE)}")
     free_target(target)
+    from speedlit.card import write_card
     from speedlit.models.backbone import chain
 
     info = read_json(source / "speedlit.json")
@@ -66,7 +71,7 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32") -> dic
         if form == "adapter":
             question["base"] = chain(str(source))[0]
         lowest = compare(temporary, question, expected, COSINE[dtype])
-        _write_card(temporary, form, info, expected["decoder"], lowest)
+        write_card(temporary, form, source, lowest, expected["decoder"], licence, results)
         remove(target)
         temporary.rename(target)
     finally:
@@ -104,14 +109,15 @@ def _write(source: Path, target: Path, form: str, dtype: str, info: dict[str, An
         raise UsageError(f"{source} is a generator: the sentence-transformers format is for embedders; use adapter or merged")
     loaded = load_folder(source)
     expected = _expected(loaded, info, form)
+    write_tokenizer(loaded, target, info)
+    if form == "sentence-transformers" or scores_elsewhere(loaded, info, form):
+        _write_modules(loaded, target)
     if form == "adapter":
         _write_adapter(source, target, info)
-        write_tokenizer(loaded, target, info)
         return expected
     _write_merged(loaded, target, dtype)
-    write_tokenizer(loaded, target, info)
-    if form == "sentence-transformers":
-        _write_modules(loaded, target)
+    if info.get("role") != "embedder":
+        _write_generation(loaded, target)
     merged = {**info, "base": ".", "adapters": [], "exported": {"from": info.get("base"), "dtype": dtype}}
     write_json(target / "speedlit.json", merged)
     return expected
@@ -179,14 +185,52 @@ def write_tokenizer(loaded: Loaded, target: Path, info: dict[str, Any]) -> None:
     kept.setdefault("pad_token", kept.get("eos_token") or kept.get("unk_token"))
     sides = {"padding_side": "right" if embeds else "left", "truncation_side": "right" if embeds else "left"}
     stored = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokens.max_length, **sides, **kept)
-    if getattr(tokenizer, "chat_template", None):
+    if not embeds:
+        stored.chat_template = chat_template(tokens, names[before[0]] if before else "")
+    elif getattr(tokenizer, "chat_template", None):
         stored.chat_template = tokenizer.chat_template
     stored.model_input_names = ["input_ids", "attention_mask"]
     stored.save_pretrained(target)
 
 
+def chat_template(tokens: Any, bos: str) -> str:
+    """The prompt template as a server of chats applies it: the last message is the prompt, as in training and in our own generation.
+
+    Servers put nothing around what a chat template gives, so the start token is a part of it.
+    """
+    front, _, behind = tokens.template.partition("{prompt}")
+    before, after = (f"{{{{ {json.dumps(text)} }}}}" if text else "" for text in (bos + front, behind))
+    content = "messages[-1]['content']"
+    parts = f"{{% for part in {content} %}}{{{{ part['text'] }}}}{{% endfor %}}"
+    return f"{before}{{% if {content} is string %}}{{{{ {content} }}}}{{% else %}}{parts}{{% endif %}}{after}"
+
+
+def _write_generation(loaded: Loaded, target: Path) -> None:
+    """The settings by which a server stops where we do, and writes greedily as long as nobody asks for a temperature."""
+    from transformers import GenerationConfig
+
+    from speedlit.generation.local import end_tokens
+
+    tokenizer, ends = loaded.tokenizer, sorted(end_tokens(loaded.model, loaded.tokenizer))
+    settings = {"bos_token_id": loaded.tokens.bos_id(tokenizer), "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
+    GenerationConfig(**settings).save_pretrained(target)
+
+
+def scores_elsewhere(loaded: Loaded, info: dict[str, Any], form: str) -> bool:
+    """Whether an adapter or merged folder can tell sentence-transformers, and so mteb, how it embeds; else they would guess the mean of all tokens.
+
+    A prompt must be able to say what the templates say. No adapter can make its base look both ways: that switch is none that
+    ``from_pretrained`` takes, so it must stand in the config of full weights.
+    """
+    from speedlit.models.folder import ENCODERS
+
+    tokens, both = loaded.tokens, loaded.attention == "bidirectional" and loaded.model.config.model_type not in ENCODERS
+    prefixes = tokens.query_template.endswith("{text}") and tokens.document_template.endswith("{text}")
+    return info.get("role") == "embedder" and prefixes and not (form == "adapter" and both)
+
+
 def _write_modules(loaded: Loaded, target: Path) -> None:
-    """The files by which sentence-transformers knows pooling, normalisation, length and prompts."""
+    """The files by which sentence-transformers, and so mteb, knows pooling, normalisation, length and prompts."""
     tokens = loaded.tokens
     library = "sentence_transformers.models"
     parts = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if tokens.normalize else [])]
@@ -197,45 +241,8 @@ def _write_modules(loaded: Loaded, target: Path) -> None:
     if tokens.normalize:
         (target / "2_Normalize").mkdir(exist_ok=True)
     write_json(target / "sentence_bert_config.json", {"max_seq_length": tokens.max_length, "do_lower_case": False})
-    write_json(target / "config_sentence_transformers.json", {"prompts": prompts(tokens), "default_prompt_name": None, "similarity_fn_name": "cosine"})
-
-
-USE = {
-    "adapter": """from peft import PeftModel
-from transformers import AutoConfig, {auto}
-config = AutoConfig.from_pretrained("{base}"){switch}
-model = PeftModel.from_pretrained({auto}.from_pretrained("{base}", config=config), "THIS_FOLDER")""",
-    "merged": """from transformers import {auto}, AutoTokenizer
-model, tokenizer = {auto}.from_pretrained("THIS_FOLDER"), AutoTokenizer.from_pretrained("THIS_FOLDER")""",
-    "sentence-transformers": """from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("THIS_FOLDER")
-queries = model.encode(["..."], prompt="{query}")  # put your task's instruction in place of the general one
-documents = model.encode(["..."])""",
-}
-
-
-def _write_card(target: Path, form: str, info: dict[str, Any], decoder: bool, lowest: float) -> None:
-    """A short README: what this is, how to load it so that it scores the same, and what was checked."""
-    from speedlit.data.tokens import TokenContract
-
-    embeds, both = info.get("role") == "embedder", info.get("attention") == "bidirectional"
-    tokens = TokenContract.from_json(info["tokens"])
-    query = prompts(tokens)["query"] if form == "sentence-transformers" else ""
-    switch = "\nconfig.is_causal, config.sliding_window = False, None  # this adapter was trained with attention in both directions" if both and decoder else ""
-    auto = "AutoModel" if embeds else "AutoModelForCausalLM"
-    base = "BASE_FOLDER" if ":" in info["base"] else info["base"]  # a name that only speedlit resolves
-    how = USE[form].format(auto=auto, base=base, switch=switch, query=json.dumps(query)[1:-1])
-    lines = [
-        f"# {'Embedder' if embeds else 'Generator'} made with speedlit\n",
-        f"Format: {form}. Base: `{info['base']}`. Attention: {info.get('attention')}.",
-        f"Token ids and vectors of 32 texts are equal to the trained model's (smallest cosine {lowest:.6f}).\n",
-        f"```python\n{how}\n```\n",
-    ]
-    if embeds:
-        length = "normalised" if tokens.normalize else "not normalised"
-        lines.append(f"Pooling: {tokens.pooling}, {length}, at most {tokens.max_length} tokens.")
-        lines.append(f"Queries read as {tokens.query_template!r}, documents as {tokens.document_template!r}.")
-    (target / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    named = {**prompts(tokens), **task_prompts(tokens)}
+    write_json(target / "config_sentence_transformers.json", {"prompts": named, "default_prompt_name": None, "similarity_fn_name": "cosine"})
 
 
 def prompts(tokens: Any) -> dict[str, str]:
@@ -249,6 +256,48 @@ def prompts(tokens: Any) -> dict[str, str]:
         if not template.endswith("{text}"):
             raise UsageError(f"the {side} template {template!r} does not end with {{text}}: sentence-transformers can only put a prompt before a text")
     return {side: template[: -len("{text}")].replace("{instruction}", GENERIC) for side, template in templates.items()}
+
+
+def task_prompts(tokens: Any) -> dict[str, str]:
+    """The prompts that make mteb ask as we do: for each task type, and for each English benchmark task that has an instruction of its own.
+
+    mteb takes the most specific key: task and side, task, type and side, type, side. Documents of a search are bare, the texts of
+    a symmetric task are all instructed.
+    """
+    if "{instruction}" not in tokens.query_template:
+        return {}
+    before = tokens.query_template[: -len("{text}")]
+    return {key: before.replace("{instruction}", instruction) for key, instruction in task_instructions().items()}
+
+
+@cache
+def task_instructions() -> dict[str, str]:
+    """What the encoder asks of each task type, and of each English benchmark task that has an instruction of its own, by mteb's keys."""
+    import mteb
+    from mteb.types import PromptType
+
+    from speedlit.data.tokens import TokenContract
+    from speedlit.evaluation.encoder import Encoder
+    from speedlit.evaluation.run import quiet
+    from speedlit.evaluation.state import same_randomness
+    from speedlit.evaluation.tasks import KINDS
+
+    with quiet(), same_randomness():
+        listed = [task for name in BENCHMARKS for task in mteb.get_benchmark(name).tasks]
+    tasks = [part for task in listed for part in getattr(task, "tasks", [task])]  # CQADupstack is a dozen tasks under one name
+    asker: Any = Encoder(None, None, None, TokenContract())  # type: ignore[arg-type]
+    usual: dict[str, str] = {}
+    named: dict[str, str] = {}
+    for task in tasks:
+        kind = task.metadata.type
+        searches = kind in KINDS and KINDS[kind].base == "AbsTaskRetrieval"
+        side, key = (PromptType.query, "-query") if searches else (None, "")
+        if kind in KINDS and kind + key not in usual:
+            usual[kind + key] = asker.instruction_for(task.metadata.model_copy(update={"prompt": None}), side) or GENERIC
+        own = asker.instruction_for(task.metadata, side)
+        if own and own != usual.get(kind + key):
+            named[task.metadata.name + key] = own
+    return {**usual, **named}
 
 
 # -- proving ----------------------------------------------------------------------------------------------------------
@@ -310,11 +359,20 @@ def compare(folder: Path, question: dict[str, Any], expected: dict[str, Any], fl
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise SpeedlitError(f"the {form} export does not load in a fresh process and has been removed: {reason}")
-        with np.load(answer) as found:
-            theirs, ids, sizes = found["vectors"], found["ids"].tolist(), found["sizes"].tolist()
+        return judge(answer, expected, form, floor)
     finally:
         remove(asked)
         remove(answer)
+
+
+def judge(answer: Path, expected: dict[str, Any], form: str, floor: float) -> float:
+    """The smallest cosine between the vectors that a fresh process found and ours.
+
+    Raises:
+        SpeedlitError: other ids or vectors.
+    """
+    with np.load(answer) as found:
+        theirs, ids, sizes = found["vectors"], found["ids"].tolist(), found["sizes"].tolist()
     _same_ids(ids, sizes, expected["ids"], form)
     mine = expected["vectors"]
     cosine = (mine * theirs).sum(1) / np.maximum(np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1), 1e-12)

@@ -14,7 +14,10 @@ EPILOG = """formats:
   chat-template          a generator's prompt as a Jinja file, for a server of chat messages: vllm serve --chat-template FILE
   sentence-transformers  full weights with pooling, normalisation, prompts and token rules, for sentence-transformers and mteb
 
-example: speedlit export runs/fit/model --to my-embedder --format sentence-transformers"""
+A generator is exported as merged: `vllm serve DIR` and `transformers serve DIR` then use its prompt template and its ends as they are.
+The model card takes recipe, lineage, cost and scores from the run that the model lies in; --results names other scores.
+
+example: speedlit export runs/fit/model --to my-embedder --format sentence-transformers --license apache-2.0"""
 
 
 def run(argv: list[str]) -> int:
@@ -35,14 +38,25 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--to", required=True, metavar="DIR", help="new folder (chat-template: file)")
     parser.add_argument("--format", default="sentence-transformers", help="adapter, merged, chat-template or sentence-transformers (default)")
     parser.add_argument("--dtype", default="float32", help="of the stored weights: float32 (default), bfloat16 or float16")
+    parser.add_argument("--license", help="for the model card, as the hub writes it: apache-2.0, mit, llama3 ...")
+    parser.add_argument("--results", metavar="DIR", help="what `speedlit evaluate --output` wrote: scores for the model card")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this repository of the hub, a private one unless --public is said")
+    parser.add_argument("--public", action="store_true", help="with --push: everybody may read it")
     known = parser.parse_args(argv)
+    if known.public and not known.push:
+        raise UsageError("--public says who may read what --push OWNER/NAME uploads; add it")
     if known.format == "chat-template":
         return _chat_template(Path(known.model), Path(known.to))
     quiet_libraries()
     from speedlit.export import export
+    from speedlit.push import check_name, push
 
-    done = export(Path(known.model), Path(known.to), known.format, known.dtype)
+    if known.push:
+        check_name(known.push)
+    done = export(Path(known.model), Path(known.to), known.format, known.dtype, known.license, Path(known.results) if known.results else None)
     print(f"{done['path']}: {done['format']}, {done['texts']} texts equal in a fresh process (smallest cosine {done['cosine']:.6f})")
+    if known.push:
+        print(f"pushed to {push(Path(known.to), known.push, private=not known.public)}")
     return 0
 
 

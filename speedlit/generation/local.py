@@ -168,7 +168,7 @@ class Writer:
         if device == "cpu":  # torch's fused CPU kernel takes three times as long as plain products when there is one query
             self.model.set_attn_implementation("eager")
         self.tokenizer, self.contract, self.device = loaded.tokenizer, loaded.tokens, device
-        self.stops = torch.tensor(sorted(_stops(loaded.model, loaded.tokenizer)), device=device)
+        self.stops = torch.tensor(sorted(end_tokens(loaded.model, loaded.tokenizer)), device=device)
         self.limit = getattr(loaded.model.config, "max_position_embeddings", None) or 1 << 30
         self.keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(loaded.model.forward).parameters else {}
         self._ids: dict[str, tuple[int, ...]] = {}
@@ -344,7 +344,7 @@ def growing_cache(config: Any) -> DynamicCache:
     return cache
 
 
-def _stops(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """All end-of-text ids that the model or its tokenizer names."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     named = configured if isinstance(configured, list) else [configured]
