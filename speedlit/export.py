@@ -186,23 +186,11 @@ def write_tokenizer(loaded: Loaded, target: Path, info: dict[str, Any]) -> None:
     sides = {"padding_side": "right" if embeds else "left", "truncation_side": "right" if embeds else "left"}
     stored = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokens.max_length, **sides, **kept)
     if not embeds:
-        stored.chat_template = chat_template(tokens, names[before[0]] if before else "")
+        stored.chat_template = tokens.chat_template()
     elif getattr(tokenizer, "chat_template", None):
         stored.chat_template = tokenizer.chat_template
     stored.model_input_names = ["input_ids", "attention_mask"]
     stored.save_pretrained(target)
-
-
-def chat_template(tokens: Any, bos: str) -> str:
-    """The prompt template as a server of chats applies it: the last message is the prompt, as in training and in our own generation.
-
-    Servers put nothing around what a chat template gives, so the start token is a part of it.
-    """
-    front, _, behind = tokens.template.partition("{prompt}")
-    before, after = (f"{{{{ {json.dumps(text)} }}}}" if text else "" for text in (bos + front, behind))
-    content = "messages[-1]['content']"
-    parts = f"{{% for part in {content} %}}{{{{ part['text'] }}}}{{% endfor %}}"
-    return f"{before}{{% if {content} is string %}}{{{{ {content} }}}}{{% else %}}{parts}{{% endif %}}{after}"
 
 
 def _write_generation(loaded: Loaded, target: Path) -> None:

@@ -94,7 +94,9 @@ class TokenContract:
         """``template`` for a server that takes chat messages: the last one's text, as :meth:`encode_prompt` reads it."""
         before, _, after = (json.dumps(part, ensure_ascii=False) for part in self.template.partition("{prompt}"))
         bos = "" if self.bos is False else "{{ bos_token }}"
-        return bos + "{{ " + before + ' }}{{ messages[-1]["content"] }}{{ ' + after + " }}"
+        content = 'messages[-1]["content"]'  # a text, or a list of parts
+        text = f"{{% if {content} is string %}}{{{{ {content} }}}}{{% else %}}{{% for part in {content} %}}{{{{ part.text }}}}{{% endfor %}}{{% endif %}}"
+        return f"{bos}{{{{ {before} }}}}{text}{{{{ {after} }}}}"
 
     def encode_pair(self, tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """Ids and labels of one prompt with its completion; see :meth:`encode_pairs`."""
