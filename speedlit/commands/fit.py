@@ -20,6 +20,7 @@ HELP = """usage: speedlit {fit,validate,test,predict} --config NAME|FILE [--conf
   --trainer.default_root_dir DIR   where checkpoints, metrics.csv and model/ go (default: runs/fit)
   --ckpt_path FILE         go on from this checkpoint; without it fit goes on from DIR/checkpoints/last.ckpt, if it is there
   --print_config           print the recipe with everything filled in, and stop
+  --help-all               every key of the classes that --config names (default: fit/junior), with types and defaults
 
 fit trains and leaves DIR/model; validate, test and predict run one pass with the weights of --ckpt_path or DIR/checkpoints/last.ckpt.
 example: speedlit fit --config fit/junior --data.shards runs/shards/sft --trainer.max_steps 100"""
@@ -35,7 +36,10 @@ def run(argv: Sequence[str]) -> int:
     if not words or "--help" in words or "-h" in words:
         print(HELP)
         return 0 if words else 2
-    names, words, show = _split(words)
+    complete = "--help-all" in words
+    names, words, show = _split([word for word in words if word != "--help-all"])
+    if complete:
+        names = names or ["fit/junior"]
     if not names:
         raise UsageError(f"speedlit {command} needs --config NAME|FILE, for instance --config fit/junior; `speedlit list` shows the recipes")
     from speedlit.pipeline.recipe import override
@@ -45,6 +49,11 @@ def run(argv: Sequence[str]) -> int:
     for name in names:
         config = merge(config, read_recipe(name))
     config = override(config, words)
+    if complete:
+        from speedlit.pipeline.recipe import full_help
+
+        print(full_help(config))
+        return 0
     if show:
         return _print(config)
     return _fit(config) if command == "fit" else _look(command, config)

@@ -110,7 +110,12 @@ def _foreign(path: str, max_length: int | None, device: str, dtype: torch.dtype,
     folder = Path(path)
     if folder.is_dir() and not (folder / "modules.json").is_file():
         raise UsageError(f"{path} does not say how it pools (no speedlit.json, no modules.json): add --pooling last, mean, weighted_mean or cls")
-    model = SentenceTransformer(path, device=device, model_kwargs={"dtype": dtype})
+    try:
+        model = SentenceTransformer(path, device=device, model_kwargs={"dtype": dtype})
+    except OSError as error:  # what transformers says of a name that is neither
+        if error.filename or Path(path).exists():
+            raise
+        raise UsageError(f"{path}: there is no such folder, and as a hub id it can't be had; name a model folder, or check the id and the network") from error
 
     def embed(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return model({"input_ids": input_ids, "attention_mask": mask})["sentence_embedding"]

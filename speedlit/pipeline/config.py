@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from speedlit.errors import UsageError
-from speedlit.pipeline.limits import nulls, strange
-from speedlit.pipeline.yamlfiles import find_recipe, merge, read_yaml, reason, unknown_keys
+from speedlit.pipeline.limits import mistakes, nulls
+from speedlit.pipeline.yamlfiles import find_recipe, key_lines, merge, read_yaml, reason, unknown_keys
 from speedlit.synthesis.budget import Price
 from speedlit.synthesis.quality.alarms import Levels
-from speedlit.synthesis.wire import address
 
 
 @dataclass
@@ -340,34 +338,138 @@ def parse(config: str, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: ``--key value`` words that win over the file.
 
     Raises:
-        UsageError: unknown keys (with the nearest real one), wrong types, unreadable file.
+        UsageError: all mistakes of the file and the command line at once, each with its line or key; or the file cannot be read.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, Namespace
-
     path = find_recipe(config)
-    overrides, deep = split_deep(overrides)
+    words, deep = split_deep(overrides)
     values = read_yaml(path)
     known = RunConfig(teacher=Teacher(embedded=Embedded())).plain()  # also the keys of what is off by default
-    mistakes = unknown_keys(values, known, str(path)) + unknown_flags(overrides, known) + no_mappings(values, known, str(path))
-    if mistakes:
-        raise UsageError("\n".join(mistakes))
+    bad = unknown_keys(values, known, str(path)) + unknown_flags(words, known) + no_mappings(values, known, str(path))
+    made, wrong = typed(known_part(values, known), [pair for pair in pairs(words) if known_key(pair[0][2:].partition("=")[0], known)])
+    bad += wrong
+    for key, value in deep:
+        try:
+            set_deep(made, key, value)
+        except UsageError as error:
+            bad.append(str(error))
+    told = {word[2:].partition("=")[0]: "command line" for word in words if word.startswith("--")}
+    for key in nulls(made):
+        bad.append(f"{key} is null; give a value, or leave the key out to take the default")
+        default(made, key)  # the comparisons below need numbers
+    bad += mistakes(made)
+    if bad:
+        lines = {**{key: f"{path}:{line}" for key, line in key_lines(path).items()}, **told}
+        raise UsageError("\n".join(dict.fromkeys(placed(line, str(path), lines) for line in bad)))
+    return made
+
+
+def typed(values: dict[str, Any], words: Sequence[Sequence[str]]) -> tuple[RunConfig, list[str]]:
+    """The config of a file's values and a command line's words, and one line per value of a wrong type; the default stands in for such a value."""
+    from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
     parser = ArgumentParser(exit_on_error=False, parser_mode="yaml")
     parser.add_class_arguments(RunConfig, None)
-    where = str(path)
-    try:
+
+    def build(values: dict[str, Any], words: Sequence[Sequence[str]]) -> RunConfig:
         namespace = parser.parse_object(values)
-        if overrides:
-            where = "command line"
-            namespace = parser.parse_args(list(overrides), namespace=namespace)
+        if words:
+            namespace = parser.parse_args([word for pair in words for word in pair], namespace=namespace)
         made = parser.instantiate_classes(namespace)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {reason(str(error))}") from error
-    if not isinstance(made, Namespace):
-        raise TypeError("jsonargparse gave no namespace")
-    config = RunConfig(**{k: getattr(made, k) for k in RunConfig.__dataclass_fields__})
-    for key, value in deep:
-        set_deep(config, key, value)
-    return check(config, path)
+        if not isinstance(made, Namespace):
+            raise TypeError("jsonargparse gave no namespace")
+        return RunConfig(**{k: getattr(made, k) for k in RunConfig.__dataclass_fields__})
+
+    def fault(values: dict[str, Any], words: Sequence[Sequence[str]] = ()) -> str | None:
+        try:
+            build(values, words)
+        except (ArgumentError, TypeError, ValueError) as error:
+            return reason(str(error))
+        return None
+
+    if fault(values, words) is None:
+        return build(values, words), []
+    bad, good = [], {}  # one value at a time, so that each tells its own mistake
+    for branch in branches(values):
+        line = fault(branch)
+        if line is None:
+            good = merge(good, branch)
+        else:
+            bad.append(line)
+    kept = []
+    for pair in words:
+        line = fault({}, [pair])
+        if line is None:
+            kept.append(pair)
+        else:
+            bad.append(f"command line: {line}")
+    left = fault(good, kept)
+    if left is not None:  # values that are right one by one, wrong together
+        raise UsageError("\n".join([*bad, left]))
+    return build(good, kept), bad
+
+
+def branches(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nested mapping taken apart: one branch per value; what lies under ``set`` or ``prices`` stays whole."""
+    out: list[dict[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value and key not in ("set", "prices"):
+            out += [{key: branch} for branch in branches(value)]
+        else:
+            out.append({key: value})
+    return out
+
+
+def known_part(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The values whose keys the schema has; sections that hold a plain value are left out."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known or (isinstance(known[key], dict) and not isinstance(value, dict) and not (key == "embedded" and value is None)):
+            continue
+        deeper = isinstance(value, dict) and isinstance(known[key], dict) and known[key] and key != "set"
+        out[key] = known_part(value, known[key]) if deeper else value
+    return out
+
+
+def known_key(key: str, known: Any) -> bool:
+    """Whether the schema has this dotted key."""
+    for part in key.split("."):
+        if isinstance(known, dict) and not known:
+            return True  # a free mapping, such as prices
+        if not isinstance(known, dict) or part not in known:
+            return False
+        known = known[part]
+    return True
+
+
+def pairs(words: Sequence[str]) -> list[list[str]]:
+    """``--key value`` and ``--key=value`` words, each option with what belongs to it."""
+    out: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not out:
+            out.append([word])
+        else:
+            out[-1].append(word)
+    return out
+
+
+def default(config: Any, key: str) -> None:
+    """Give a dotted key the value that its dataclass starts with."""
+    *path, name = key.split(".")
+    for part in path:
+        config = getattr(config, part)
+    setattr(config, name, getattr(type(config)(), name))
+
+
+def placed(line: str, file: str, places: dict[str, str]) -> str:
+    """A mistake with the line of the file, or the command line, where its key stands; else with the file's name."""
+    if line.startswith(("command line:", "--")):
+        return line
+    named = re.search(r"unknown key `([^`]+)`", line)
+    text = line.removeprefix(f"{file}: ")
+    key = named[1] if named else text.split(" ")[0].rstrip(":")
+    while key and key not in places:
+        key = key.rpartition(".")[0]
+    return f"{places.get(key, file)}: {text}"
 
 
 def split_deep(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -431,87 +533,3 @@ def unknown_flags(words: Sequence[str], known: dict[str, Any]) -> list[str]:
             branch = {part: branch}
         out += unknown_keys(branch, known, f"--{key}")
     return out
-
-
-def check(config: RunConfig, path: Path) -> RunConfig:
-    """Values that no type can forbid.
-
-    Raises:
-        UsageError: a count below its minimum, a share outside 0..1, an unknown choice; all mistakes at once.
-    """
-    bad = nulls(config)
-    if bad:  # the comparisons below need numbers
-        raise UsageError("\n".join(f"{path}: {line}" for line in bad))
-    bad = strange(config)
-    for name, value in asdict(config.counts).items():
-        least = 2 if name == "candidates" else 0 if name in ("validation", "test", "inspected") else 1
-        if value is not None and value < least:
-            bad.append(f"counts.{name} is {value}; it must be at least {least}")
-    for name, share in (("test", config.tasks.test), ("validation", config.tasks.validation)):
-        if not 0 <= share < 1:
-            bad.append(f"tasks.{name} is {share}; a share lies between 0 and 1")
-    if config.tasks.test + config.tasks.validation >= 1:
-        bad.append("tasks.test and tasks.validation together leave nothing to train on")
-    if config.tasks.per_topic < 1:
-        bad.append(f"tasks.per_topic is {config.tasks.per_topic}; it must be at least 1")
-    if config.topics.depth < 2:
-        bad.append(f"topics.depth is {config.topics.depth}; it must be at least 2")
-    if config.revision not in ("full", "edits"):
-        bad.append(f"revision is {config.revision!r}; choose full or edits")
-    if config.revision_guard not in (None, "likelihood"):
-        bad.append(f"revision_guard is {config.revision_guard!r}; choose likelihood or null")
-    for name in ("minhash_threshold", "negative_like_positive", "copied_query"):
-        limit = getattr(config.filters, name)
-        if limit is not None and not 0 < limit <= 1:
-            bad.append(f"filters.{name} is {limit}; it must lie between 0 and 1, or be null to keep such records")
-    if config.teacher.mode not in ("live", "batch"):
-        bad.append(f"teacher.mode is {config.teacher.mode!r}; choose live or batch")
-    if config.teacher.batch_poll <= 0:
-        bad.append(f"teacher.batch_poll is {config.teacher.batch_poll}; it must be above 0 seconds")
-    if not 1 <= config.teacher.batch_requests <= 50_000:
-        bad.append(f"teacher.batch_requests is {config.teacher.batch_requests}; it must lie between 1 and 50000")
-    if config.judge_swap not in (None, "drop", "keep"):
-        bad.append(f"judge_swap is {config.judge_swap!r}; choose drop, keep or null")
-    if config.sampling.dtype not in ("float32", "bfloat16"):
-        bad.append(f"sampling.dtype is {config.sampling.dtype!r}; choose float32 or bfloat16")
-    if config.sampling.structured and find_spec("xgrammar") is None:
-        bad.append("sampling.structured needs xgrammar: pip install 'speedlit[structured]', or set it to false")
-    if config.filters.ngram is not None and config.filters.ngram < 1:
-        bad.append(f"filters.ngram is {config.filters.ngram}; it must be at least 1 (null: off)")
-    unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}
-    if unknown:
-        bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")
-    if config.teacher.concurrency < 1:
-        bad.append(f"teacher.concurrency is {config.teacher.concurrency}; it must be at least 1")
-    if config.teacher.retries < 0:
-        bad.append(f"teacher.retries is {config.teacher.retries}; it must be at least 0")
-    for url in filter(None, (config.teacher.base_url, config.sampling.base_url)):
-        try:
-            address(url)
-        except UsageError as error:
-            bad.append(str(error))
-    for name in ("timeout", "requests_per_minute", "tokens_per_minute"):
-        value = getattr(config.teacher, name)
-        if value is not None and value <= 0:
-            bad.append(f"teacher.{name} is {value}; it must be more than 0" + ("" if name == "timeout" else ", or null for no limit"))
-    bad += check_costs(config)
-    if bad:
-        raise UsageError("\n".join(f"{path}: {line}" for line in bad))
-    return config
-
-
-def check_costs(config: RunConfig) -> list[str]:
-    """Mistakes in ``prices``, ``budget`` and ``plan``."""
-    bad = [f"budget.{name} is {cap}; it must be at least 0 (null: no cap)" for name, cap in asdict(config.budget).items() if cap is not None and cap < 0]
-    for name in ("devices", "tflops", "utilisation", "tokens_per_second", "memory_gb", "gpus_per_node", "memory_gb_s", "link_gb_s", "network_gb_s"):
-        value = getattr(config.plan, name)
-        if value <= 0:
-            bad.append(f"plan.{name} is {value}; it must be above 0")
-    if not 0 < config.plan.kept <= 1:
-        bad.append(f"plan.kept is {config.plan.kept}; a share lies above 0 and at most at 1")
-    for model, price in config.prices.items():
-        bad += [f"prices.{model}.{key} is {value}; it must be at least 0" for key, value in asdict(price).items() if value < 0]
-    if config.budget.usd is not None and config.teacher.model not in config.prices:
-        name = config.teacher.model
-        bad.append(f"budget.usd needs a price: prices has no {name!r}; add `{name}: {{input: USD, output: USD}}` (per million tokens) to prices")
-    return bad

@@ -17,6 +17,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import StrategyRegistry
 
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import SpeedlitError, UsageError
@@ -93,11 +94,67 @@ def make(config: dict[str, Any], parser: type[Parser] = Parser) -> Parser:
     config = prepared(config)
     mistakes = unknown_keys(config)
     if mistakes:
-        raise UsageError("\n".join(mistakes))
+        for key in re.findall(r"unknown key `([^`]+)`", "\n".join(mistakes)):
+            config = without(config, key.split(".")) or config
+        raise UsageError("\n".join(mistakes + wrong_values(config)))
     try:
         return parser(config)
     except (ArgumentError, ValueError, TypeError, ImportError) as error:
-        raise ours(error) or UsageError(f"recipe: {reason(str(error))}") from error
+        raise ours(error) or UsageError("\n".join(wrong_values(config)) or f"recipe: {reason(str(error))}") from error
+
+
+def wrong_values(config: dict[str, Any]) -> list[str]:
+    """One line per value of a wrong type: the parser stops at the first, so what it names is taken out until nothing is left to name."""
+    found: list[str] = []
+    while len(found) < 20:
+        try:
+            Checker(config)
+        except (ArgumentError, ValueError, TypeError, ImportError) as error:
+            line = reason(str(error))
+            key = re.match(r"([\w.]+) is ", line)
+            shorter = without(config, key[1].split(".")) if key else None
+            if shorter is None:  # unknown and missing keys, which `unknown_keys` tells
+                return found
+            config = shorter
+            found.append(f"recipe: {line}")
+        else:
+            return found
+    return found
+
+
+def without(config: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
+    """The recipe without one plain value, ``init_args`` left out of its path or not; None where it has no such value."""
+    head, *tail = path
+    if head not in config:
+        inner = config.get("init_args")
+        shorter = without(inner, path) if isinstance(inner, dict) else None
+        return None if shorter is None else {**config, "init_args": shorter}
+    if not tail:
+        return None if isinstance(config[head], dict) else {key: value for key, value in config.items() if key != head}
+    below = config[head]
+    shorter = without(below, tail) if isinstance(below, dict) else None
+    return None if shorter is None else {**config, head: shorter}
+
+
+def full_help(config: dict[str, Any]) -> str:
+    """Every key of the classes that a recipe names, with types and defaults, as the parser knows them."""
+    from jsonargparse import ArgumentParser
+
+    config = prepared(config)
+    model, data = config.get("model"), config.get("data")
+    arguments = (model.get("init_args") if isinstance(model, dict) else None) or {}
+    blocks = [("model", model), ("data", data), ("optimizer", arguments.get("optimizer")), ("model.adapter", arguments.get("adapter"))]
+    blocks += [("trainer.callbacks", block) for block in config["trainer"].get("callbacks") or []]
+    out = []
+    for name, block in blocks:
+        if isinstance(block, dict) and isinstance(block.get("class_path"), str):
+            module, _, attribute = block["class_path"].rpartition(".")
+            parser = ArgumentParser(prog=f"{name}: {block['class_path']}", add_help=False, usage="%(prog)s")
+            parser.add_class_arguments(getattr(import_module(module), attribute), name, skip={"params"}, fail_untyped=False)
+            out.append(parser.format_help().removeprefix("usage: "))
+    parser = ArgumentParser(prog="trainer: lightning.Trainer", add_help=False, usage="%(prog)s")
+    parser.add_class_arguments(L.Trainer, "trainer", fail_untyped=False)
+    return "\n".join([*out, parser.format_help().removeprefix("usage: ")])
 
 
 def ours(error: BaseException | None) -> SpeedlitError | None:
@@ -160,6 +217,8 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
     blocks += [(f"trainer.callbacks[{i}]", block) for i, block in enumerate(config["trainer"].get("callbacks") or [])]
     for name, block in blocks:
         out += _block(block, name)
+    if isinstance(name := config["trainer"].get("strategy"), str) and name not in (known := ["auto", *StrategyRegistry.available_strategies()]):
+        out.append(f"recipe: trainer.strategy is {name}, which nothing knows; {suggestion(name, ['single', *known])}")
     model = config.get("model")
     arguments = (model.get("init_args") if isinstance(model, dict) else None) or {}
     if isinstance(arguments.get("optimizer"), dict):

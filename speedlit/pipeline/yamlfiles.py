@@ -72,6 +72,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def key_lines(path: Path) -> dict[str, int]:
+    """The line of each dotted key of a YAML file that ``read_yaml`` has read."""
+    out: dict[str, int] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            out[f"{prefix}{key.value}"] = key.start_mark.line + 1
+            walk(value, f"{prefix}{key.value}.")
+
+    walk(yaml.compose(path.read_text(encoding="utf-8"), Loader), "")
+    return out
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """``over`` laid over ``base``; mappings merge key by key, anything else is replaced. A changed ``class_path`` replaces its block."""
     if "class_path" in over and over["class_path"] != base.get("class_path", over["class_path"]):
