@@ -13,7 +13,9 @@ from typing import Any
 
 import lightning as L
 
-from speedlit.files import disk_error, fsync_dir
+from speedlit.files import disk_error, fsync_dir, remove
+
+OLD = ".last.old"
 
 
 class Resume(L.Callback):
@@ -57,10 +59,27 @@ class Resume(L.Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
-                with temporary.open("rb") as stream:
-                    os.fsync(stream.fileno())
-                temporary.replace(path)
-                fsync_dir(path.parent)
+                put_in_place(temporary, path)
         except OSError as error:
             raise disk_error(error, path) from error
         self._last = time.monotonic()
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Give a complete checkpoint its name. A folder can't be replaced in one go: the old one first goes aside, where ``last_whole`` finds it."""
+    for part in [new] if new.is_file() else [p for p in new.rglob("*") if p.is_file()]:
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+    old = path.with_name(OLD)
+    if path.is_dir() or new.is_dir() and path.exists():
+        remove(old)
+        path.rename(old)
+    new.replace(path)
+    fsync_dir(path.parent)
+    remove(old)
+
+
+def last_whole(path: Path) -> Path:
+    """The checkpoint of that name, or the old one, where a run was killed between the two names."""
+    old = path.with_name(OLD)
+    return old if old.exists() and not path.exists() else path

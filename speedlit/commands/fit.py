@@ -97,6 +97,7 @@ def _fit(config: dict[str, Any]) -> int:
     """Train, and leave a finished model folder."""
     from speedlit.pipeline.fitting import add_callbacks, run_fit
     from speedlit.pipeline.recipe import make, set_threads
+    from speedlit.strategies import sharded
 
     config, root = _root(config)
     checkpoint = _checkpoint(config, root)
@@ -106,8 +107,9 @@ def _fit(config: dict[str, Any]) -> int:
     if checkpoint is not None:
         print(f"  going on from {checkpoint}", file=sys.stderr)
     run_fit(made, checkpoint or root / "checkpoints" / "none")
-    if made.trainer.is_global_zero and hasattr(made.model, "save_model"):
+    if hasattr(made.model, "save_model") and (made.trainer.is_global_zero or sharded(made.trainer.strategy)):
         place = made.model.save_model(root / "model")
+    if made.trainer.is_global_zero and hasattr(made.model, "save_model"):
         print(f"  {made.trainer.global_step} steps; model in {place}, figures in {root / 'metrics.csv'}", file=sys.stderr)
     return 0
 
@@ -123,18 +125,22 @@ def _checkpoint(config: dict[str, Any], root: Path) -> Path | None:
         if not Path(named).exists():
             raise UsageError(f"--ckpt_path {named}: no such file")
         return Path(named)
-    last = root / "checkpoints" / "last.ckpt"
+    from speedlit.callbacks.resume import last_whole
+
+    last = last_whole(root / "checkpoints" / "last.ckpt")
     return last if last.exists() else None
 
 
 def _look(command: str, config: dict[str, Any]) -> int:
     """validate, test or predict."""
     from speedlit.pipeline.recipe import make, set_threads
+    from speedlit.strategies import read_folders
 
     config, root = _root(config)
     checkpoint = _checkpoint(config, root)
     set_threads(config)
     made = make(config)
+    read_folders(made.trainer.strategy)
     if checkpoint is None:
         print(f"  no checkpoint in {root}: the weights are those before training", file=sys.stderr)
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ import torch
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json
 from speedlit.models.quiet import quiet
+from speedlit.models.sharding import inside
 
 PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -307,7 +308,7 @@ def hidden_states(
         causal = getattr(inner.config, "is_causal", None) is not False
         if causal and isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.device.type == "cpu" and padded_right(mask):
             mask = None  # nothing real comes after the padding
-    hidden: torch.Tensor = inner(input_ids=ids, attention_mask=mask, **places).last_hidden_state  # config.use_cache is False
+    hidden: torch.Tensor = inside(model, lambda: inner(input_ids=ids, attention_mask=mask, **places).last_hidden_state)  # config.use_cache is False
     return hidden
 
 

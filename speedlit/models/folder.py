@@ -114,7 +114,9 @@ def _role(config: Any) -> str:
     return "generator" if architecture.endswith(("ForCausalLM", "LMHeadModel")) else "embedder"
 
 
-def save_folder(model: Any, tokenizer: Any, out: Path, *, role: str, backbone: Backbone, tokens: TokenContract) -> Path:
+def save_folder(
+    model: Any, tokenizer: Any, out: Path, *, role: str, backbone: Backbone, tokens: TokenContract, weights: dict[str, torch.Tensor] | None = None
+) -> Path:
     """Write a finished model folder, all or nothing: the folder appears under its name only when it is complete.
 
     Args:
@@ -124,6 +126,7 @@ def save_folder(model: Any, tokenizer: Any, out: Path, *, role: str, backbone: B
         role: generator or embedder.
         backbone: what the model started from.
         tokens: the contract to load it with.
+        weights: what to save, by name, where the model itself holds only a share; null: the model's own.
     """
     for stale in out.parent.glob(f".{out.name}.*.tmp"):  # of an interrupted attempt
         remove(stale)
@@ -135,7 +138,7 @@ def save_folder(model: Any, tokenizer: Any, out: Path, *, role: str, backbone: B
         base = backbone.name  # found again wherever the package is installed
     base = _portable(base, out)
     try:
-        _save_weights(model, temporary, base)
+        _save_weights(model, temporary, base, weights)
         tokenizer.save_pretrained(temporary)
     except (OSError, SafetensorError) as error:
         remove(temporary)
@@ -174,12 +177,12 @@ def save_untrained(finished: Path, out: Path) -> Path:
     return out
 
 
-def _save_weights(model: Any, folder: Path, base: str) -> None:
+def _save_weights(model: Any, folder: Path, base: str, weights: dict[str, torch.Tensor] | None) -> None:
     """Weights without any place of this machine in the JSON beside them."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[TRAINED])
+        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[TRAINED], state_dict=weights)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     remove(folder / "README.md")
     if (folder / "adapter_config.json").is_file():
         config = read_json(folder / "adapter_config.json")

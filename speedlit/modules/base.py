@@ -29,6 +29,7 @@ from speedlit.models.backbone import Backbone, hidden_states, probe_attention
 from speedlit.models.fast import speed_up
 from speedlit.models.folder import save_folder
 from speedlit.models.masks import is_causal, packed_mask, probe_packing
+from speedlit.models.sharding import average_gradients, clip, inside, most, shard, whole
 from speedlit.strategies import sharded
 
 Batch = dict[str, Any]
@@ -118,13 +119,44 @@ class SpeedModule(L.LightningModule):
         """Build the network; Lightning may call this more than once."""
         if self.model is not None:
             return
+        self.assemble()
+        self.model.train()  # weights are loaded in eval mode, and Lightning leaves the mode alone
+        self.counts = self.parameter_counts()
+        if self.spread:
+            self.refuse_spread()
+            narrow = str(self.trainer.precision).startswith("bf16") and not isinstance(self.adapter, QLoRA)
+            for network in self.networks():
+                shard(network, self.device_mesh["data_parallel"], narrow, self.trainer.strategy.cpu_offload)  # type: ignore[index]
+
+    @property
+    def spread(self) -> bool:
+        """Whether the weights are spread over processes."""
+        return self._trainer is not None and sharded(self.trainer.strategy)
+
+    def assemble(self) -> None:
+        """Build the network with its adapter into ``self.model``."""
         model = self.build()
         if self.adapter is None:
             model.requires_grad_(True)
         self.model = self.adapter.apply(model) if self.adapter else model
-        if self.backbone.fast and self._trainer is not None and self.trainer.precision == "bf16-mixed" and not sharded(self.trainer.strategy):
+        if self.backbone.fast and self._trainer is not None and self.trainer.precision == "bf16-mixed" and not self.spread:
             speed_up(self.model)
-        self.model.train()  # weights are loaded in eval mode, and Lightning leaves the mode alone
+
+    def networks(self) -> list[Any]:
+        """All networks whose weights are spread."""
+        return [self.model]
+
+    def refuse_spread(self) -> None:
+        """Combinations that can't work with spread weights.
+
+        Raises:
+            UsageError: what, why, and the nearest that works.
+        """
+        if isinstance(self.adapter, QLoRA) and self.adapter.storage != self.backbone.dtype:
+            raise UsageError(
+                f"trainer.strategy fsdp gathers a layer's weights as one piece, but adapter.storage is {self.adapter.storage} and backbone.dtype "
+                f"{self.backbone.dtype}; set both to bfloat16, or take ddp"
+            )
 
     def build(self) -> Any:
         """The network without the trained adapter."""
@@ -138,9 +170,9 @@ class SpeedModule(L.LightningModule):
         self.probe_rows()
         if self.device.type == "cpu":
             keep_freed_memory()
-        self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not weight.detach().any()}
+        self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not whole(weight.detach()).any()}
         if self.global_rank == 0:
-            trained, total = self.parameter_counts()
+            trained, total = self.counts
             print(f"  {type(self).__name__}: {trained:,} of {total:,} parameters are trained ({trained / max(total, 1):.2%})", file=sys.stderr)
 
     def probe_rows(self) -> None:
@@ -164,14 +196,21 @@ class SpeedModule(L.LightningModule):
         """One optimizer step: all micro-batches backward, then clip, check, update."""
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
         totals: Figures = {}
-        for number, batch in enumerate(step["micro"], 1):
-            with self.synchronised(number == len(step["micro"])):
+        micro = self.even(step["micro"])
+        for number, batch in enumerate(micro, 1):
+            with self.synchronised(number == len(micro)):
                 loss, figures = self.loss(batch, step)
                 part = 0.0 if batch.get("idle") else 1.0  # a rank without samples only goes along
                 self.manual_backward(loss * (part * self.trainer.world_size))  # ranks' gradients are averaged
             for name, value in {"loss": loss.detach(), **figures}.items():
                 totals[name] = totals.get(name, 0) + part * value.detach()
         self.update(step, totals)
+
+    def even(self, micro: list[Batch]) -> list[Batch]:
+        """Where weights are spread, all ranks gather them equally often: those with fewer micro-batches repeat the last one without effect."""
+        if not self.spread:
+            return micro
+        return [*micro, *({**micro[-1], "idle": True} for _ in range(most(len(micro), self.device) - len(micro)))]
 
     def synchronised(self, last: bool) -> AbstractContextManager[Any]:
         """Exchange gradients between ranks after the last micro-batch only."""
@@ -182,7 +221,10 @@ class SpeedModule(L.LightningModule):
         """Clip, refuse what is not finite before it reaches the weights, update, remember the figures."""
         optimizer: Any = self.optimizers()
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.clip if self.clip is not None else math.inf)
+        limit = self.clip if self.clip is not None else math.inf
+        if self.spread:
+            average_gradients(weights)
+        norm = clip(weights, limit) if self.spread else torch.nn.utils.clip_grad_norm_(weights, limit)
         sums = torch.stack([totals[name].float() for name in totals])
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so that all ranks judge alike, and the figures are those of the step
@@ -217,8 +259,8 @@ class SpeedModule(L.LightningModule):
             SpeedlitError: one has not; it gets no gradient, so it would train nothing.
         """
         weights = adapter_parameters(self.model)
-        still = [name for name in self._fresh if name in weights and not weights[name].detach().any()]
-        wild = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+        still = [name for name in self._fresh if name in weights and not whole(weights[name].detach()).any()]
+        wild = [name for name, weight in weights.items() if not torch.isfinite(whole(weight.detach())).all()]
         if (still or wild) and not str(self.trainer.precision).startswith("16"):  # fp16 may skip its first steps
             counts = f"{len(still)} adapters have not moved and {len(wild)} are not finite"
             raise SpeedlitError(f"after step 1 {counts}, such as {(still + wild)[0]}; check adapter.targets")
@@ -249,7 +291,7 @@ class SpeedModule(L.LightningModule):
 
     def _look(self, name: str, step: Batch) -> None:
         totals: Figures = {}
-        for batch in step["micro"]:
+        for batch in self.even(step["micro"]):
             loss, figures = self.loss(batch, step)
             part = 0.0 if batch.get("idle") else 1.0
             for key, value in {"loss": loss, **figures}.items():
@@ -287,8 +329,21 @@ class SpeedModule(L.LightningModule):
             raise UsageError("the checkpoint was trained with another token contract (model.init_args.tokens); start in another folder or put it back")
 
     def save_model(self, out: Path) -> Path:
-        """Write the finished model folder."""
-        return save_folder(self.model, self.tokenizer, out, role=self.role, backbone=self.backbone, tokens=self.tokens)
+        """Write the finished model folder; where weights are spread, all ranks must come here, and the first one writes."""
+        weights = self.whole_weights() if self.spread else None
+        if self.spread and self.global_rank:
+            return out
+        return save_folder(self.model, self.tokenizer, out, role=self.role, backbone=self.backbone, tokens=self.tokens, weights=weights)
+
+    def whole_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the finished folder holds, gathered one by one; empty but on the first rank."""
+        found: dict[str, torch.Tensor] = {}
+        for name, weight in self.model.named_parameters(remove_duplicate=False):
+            if weight.requires_grad or self.adapter is None:
+                value = whole(weight.detach())
+                if self.global_rank == 0:
+                    found[name] = value.cpu()
+        return found
 
 
 def output_head(model: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -299,6 +354,10 @@ def output_head(model: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def target_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-prob of each target token (N,), and which sequence it belongs to (N,): its row, or its owner in rows that hold several."""
+    return inside(model, lambda: _target_logps(model, batch))
+
+
+def _target_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     weight, bias = output_head(model)
     if "groups" in batch:
         mask: Any = packed_mask(model, batch["groups"], batch["branches"], batch["positions"])
@@ -319,10 +378,14 @@ def check_head(model: Any) -> None:
     training = model.training
     model.eval()
     ids = (torch.arange(6, device=next(model.parameters()).device)[None] * 5 + 3) % model.config.vocab_size
-    weight, bias = output_head(model)
-    ours = torch.nn.functional.linear(hidden_states(model, ids, None).to(weight.dtype), weight, bias).float()
+    ours = inside(model, lambda: _logits(model, ids))
     theirs = model(input_ids=ids).logits.float()
     model.train(training)
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
         kind = model.config.model_type
         raise SpeedlitError(f"the logits of a {kind} model are not just hidden states times its head (soft-capped or scaled); this module can't train it yet")
+
+
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    weight, bias = output_head(model)
+    return torch.nn.functional.linear(hidden_states(model, ids, None).to(weight.dtype), weight, bias).float()

@@ -95,16 +95,28 @@ class DPOModule(SpeedModule):
         """The network without the trained adapter; finished adapters that are kept beside it come after that."""
         return self.backbone.build(self.head, self.adapter.quantization() if self.adapter else None, merge=not self.beside)
 
-    def configure_model(self) -> None:
+    def assemble(self) -> None:
         """Build the policy, and the frozen copy where one is needed."""
-        built = self.model is not None
-        super().configure_model()
-        if built:
-            return
+        super().assemble()
         if self.beside:
             keep_frozen(self.model, self.backbone.chain()[1])
         if self.compares and (self.reference == "copy" or self.reference == "precomputed" and self.whole):
             self.frozen = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def networks(self) -> list[Any]:
+        """The policy, and the frozen copy."""
+        return [self.model, *([self.frozen] if self.frozen is not None else [])]
+
+    def refuse_spread(self) -> None:
+        """Combinations that can't work with spread weights.
+
+        Raises:
+            UsageError: what, why, and the nearest that works.
+        """
+        super().refuse_spread()
+        if self.compares and self.reference == "precomputed":
+            near = "copy (it is spread as well)" if self.whole else "null, which takes the policy without its adapter"
+            raise UsageError(f"DPOModule.reference is precomputed, whose pass over the data has unequal parts per rank, which fsdp can't do; set it to {near}")
 
     def on_fit_start(self) -> None:
         """Probes of the base, and of the head."""

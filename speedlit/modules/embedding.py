@@ -17,6 +17,7 @@ from speedlit.models.adapter import LoRA, QLoRA
 from speedlit.models.backbone import Backbone, hidden_states
 from speedlit.models.memory import free_bytes, saved_bytes
 from speedlit.models.pooling import embed, picked
+from speedlit.models.sharding import most
 from speedlit.modules.base import Batch, Figures, Schedule, SpeedModule
 
 COLDEST = 0.01  # a learned temperature doesn't fall below
@@ -110,8 +111,11 @@ class EmbeddingModule(SpeedModule):
 
     def vectors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries (B, D) and documents (B, slots, D); an empty slot's vector is 0."""
-        again = self.computed_again(batch["chunks"])
-        parts = [checkpoint(self.embed, *chunk, use_reentrant=False) if i < again else self.embed(*chunk) for i, chunk in enumerate(batch["chunks"])]
+        chunks = list(batch["chunks"])
+        if self.spread:  # all ranks gather weights equally often; nothing reads the last one's repetitions
+            chunks += [chunks[-1]] * (most(len(chunks), self.device) - len(chunks))
+        again = self.computed_again(chunks)
+        parts = [checkpoint(self.embed, *chunk, use_reentrant=False) if i < again else self.embed(*chunk) for i, chunk in enumerate(chunks)]
         found = torch.cat(parts)[batch["order"]] * (batch["order"] >= 0)[:, None]
         count, slots = batch["texts"].shape
         return found[:count], found[count:].view(count, slots, -1)
@@ -120,7 +124,7 @@ class EmbeddingModule(SpeedModule):
         """How many chunks, from the first, keep no activations. The last, with which the backward pass begins, always keeps its own."""
         if not self.recompute or len(chunks) == 1 or not torch.is_grad_enabled():
             return 0
-        if self.recompute != "auto":
+        if self.recompute != "auto" or self.spread:  # free memory differs between ranks, which must do the same
             return len(chunks) - 1
         if not self.token_bytes:
             weights = {weight.untyped_storage().data_ptr() for weight in self.model.parameters()}

@@ -30,8 +30,10 @@ class SFTModule(SpeedModule):
     def predict_step(self, step: Batch, index: int) -> list[dict[str, Any]]:
         """Per sample: its id and the log-prob of its completion."""
         out = []
-        for batch in step["micro"]:
+        for batch in self.even(step["micro"]):
             logps, owners = target_logps(self.model, batch)
+            if batch.get("idle"):
+                continue
             sums = row_sums(logps, owners, len(batch["names"])).tolist()
             out += [{"id": name, "logp": value} for name, value in zip(batch["names"], sums, strict=True)]
         return out

@@ -46,6 +46,7 @@ def fit(config: dict[str, Any], out: Path | str, *, progress: bool = True) -> di
 
     from speedlit.callbacks.metrics import Metrics
     from speedlit.pipeline.recipe import make, set_threads
+    from speedlit.strategies import sharded
 
     set_threads(config)
     cli = make({**config, "trainer": {**(config.get("trainer") or {}), "default_root_dir": str(out)}})
@@ -54,7 +55,7 @@ def fit(config: dict[str, Any], out: Path | str, *, progress: bool = True) -> di
     clock = next(c for c in trainer.callbacks if isinstance(c, Metrics))
     run_fit(cli, out / "checkpoints" / "last.ckpt")
     model = out / "model"
-    if trainer.is_global_zero:
+    if trainer.is_global_zero or sharded(trainer.strategy):
         cli.model.save_model(model)
     final = {**getattr(cli.model, "figures", {}), **{name: float(value) for name, value in trainer.callback_metrics.items()}}
     result = {"steps": trainer.global_step, "seconds": round(clock.seconds, 3), "final": final, "model": str(model)}
@@ -69,7 +70,12 @@ def run_fit(cli: Any, checkpoint: Path) -> None:
     Raises:
         UsageError: the checkpoint can't be read.
     """
-    start = str(checkpoint) if checkpoint.is_file() else None
+    from speedlit.callbacks.resume import last_whole
+    from speedlit.strategies import read_folders
+
+    checkpoint = last_whole(checkpoint)
+    start = str(checkpoint) if checkpoint.exists() else None
+    read_folders(cli.trainer.strategy)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # libraries' notices; what matters is said in our words

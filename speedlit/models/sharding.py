@@ -1,0 +1,120 @@
+"""Weights spread over processes (FSDP2): layer by layer, so that a process holds one whole layer at a time, and its share of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from speedlit.errors import UsageError
+
+T = TypeVar("T")
+BOUND = "run_inside"
+
+
+def shard(model: Any, mesh: Any, narrow: bool = False, offload: bool = False) -> None:
+    """Spread a network in place: each decoder or encoder layer for itself, and what stands around them.
+
+    Args:
+        model: with or without head or adapter; all processes hold the same weights.
+        mesh: of one dimension.
+        narrow: gather weights in bfloat16 and still add gradients in float32; not for packed 4-bit weights, which are no numbers.
+        offload: shares wait in the memory of the host.
+
+    Raises:
+        UsageError: a network without a list of layers, or a layer of several dtypes.
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+
+    root = inner(model)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if narrow else MixedPrecisionPolicy()
+    settings: dict[str, Any] = {
+        "mesh": mesh, "mp_policy": policy, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "reshard_after_forward": True,  # at the root as well, so that outside of a forward every weight is a share
+    }  # fmt: skip
+    for layer in layers(root):
+        fully_shard(layer, **settings)
+    fully_shard(root, **settings)
+    if getattr(root, "lm_head", None) is not None:  # its own forward is passed by: hidden states and head are used apart
+        setattr(root, BOUND, MethodType(_entered, root))
+        register_fsdp_forward_method(root, BOUND)
+
+
+def _entered(root: Any, call: Callable[[], T]) -> T:
+    root.entered = True
+    try:
+        return call()
+    finally:
+        root.entered = False
+
+
+def inner(model: Any) -> Any:
+    """The network inside a peft model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def layers(network: Any) -> list[Any]:
+    """The repeated layers: the longest list of modules.
+
+    Raises:
+        UsageError: there is none.
+    """
+    lists = [part for part in network.modules() if isinstance(part, torch.nn.ModuleList) and len(part)]
+    if not lists:
+        raise UsageError(f"trainer.strategy fsdp spreads a network layer by layer, and {type(network).__name__} has no list of layers; use ddp")
+    sizes = [sum(weight.numel() for weight in part.parameters()) for part in lists]
+    return list(lists[sizes.index(max(sizes))])
+
+
+def inside(model: Any, call: Callable[[], T]) -> T:
+    """Call with the weights around the layers (embeddings, norm, head) whole; of a network that isn't spread just call."""
+    root = inner(model)
+    bound = None if getattr(root, "entered", False) else getattr(root, BOUND, None)
+    return bound(call) if bound else call()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor of which this process may hold a share; all processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def share(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's part of a whole tensor, cut as ``like`` is cut."""
+    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+        return value
+    dimension = like.placements[0].dim  # type: ignore[attr-defined]
+    parts = torch.chunk(value, like.device_mesh.size(), dimension)
+    rank = like.device_mesh.get_local_rank()
+    local = parts[rank] if rank < len(parts) else value.narrow(dimension, 0, 0)
+    local = local.to(like.device, like.to_local().dtype, copy=True).contiguous()
+    return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def most(count: int, device: torch.device) -> int:
+    """The largest count of any process."""
+    found = torch.tensor(count, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def average_gradients(weights: list[torch.Tensor]) -> None:
+    """What is held whole by each process (a learned temperature) gets the mean gradient here; shares got theirs in the backward pass."""
+    for weight in weights:
+        if weight.grad is not None and not isinstance(weight.grad, DTensor):
+            dist.all_reduce(weight.grad)
+            weight.grad /= dist.get_world_size()
+
+
+def clip(weights: list[torch.Tensor], limit: float) -> torch.Tensor:
+    """The norm of all gradients, shares and whole ones, which are scaled down to ``limit`` where it is larger."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    apart = [[g for g in gradients if isinstance(g, DTensor)], [g for g in gradients if not isinstance(g, DTensor)]]
+    norm = torch.stack([whole(torch.nn.utils.get_total_norm(part)) for part in apart if part]).norm()
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor.to(gradient.device))
+    return norm
