@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from speedlit.data.shards import write_shards
+from speedlit.errors import UsageError
+from speedlit.export import export
 from speedlit.files import write_json
+from speedlit.models.adapter import QLoRA
+from speedlit.models.backbone import Backbone
+from speedlit.models.sharding import layers
+from speedlit.modules.dpo import DPOModule
+from speedlit.modules.sft import SFTModule
 from speedlit.pipeline import fitting
 from speedlit.strategies import read_folder
 from tests.helpers import contrastive_rows, preference_rows, sft_rows, tiny_llama
@@ -116,3 +123,43 @@ def test_a_run_goes_on_with_another_strategy_and_number_of_processes(root: Path,
     fit(config(root, "sft", "full", steps=10), tmp_path / "back")
     assert in_ranks(2, go_on, config(root, "sft", "full", strategy="fsdp"), tmp_path / "back") == [0, 0]
     assert_same(tmp_path / "alone-sft-full", tmp_path / "back")
+
+
+def in_parts(jobs: list[tuple[dict[str, Any], dict[str, Any], Path]]) -> None:
+    """Each fit up to a checkpoint, and from there to its end."""
+    for start, rest, place in jobs:
+        fit(start, place)
+        go_on(rest, place)
+
+
+def test_a_base_in_4_bits_trains_goes_on_and_is_exported(root: Path, tmp_path: Path) -> None:
+    """The losses of two processes are those of one, as far as bfloat16 goes; ddp and fsdp."""
+    cases = [(kind, name) for kind in KINDS for name in ("ddp", "fsdp")]
+    four = partial(config, root, adapter="QLoRA", dtype="bfloat16")
+    jobs = [(four(kind, steps=3, strategy=name), four(kind, steps=6, strategy=name), tmp_path / f"{kind}-{name}") for kind, name in cases]
+    for start, rest, _ in jobs:
+        for settings in (start, rest):
+            settings["trainer"]["callbacks"][0]["init_args"]["every_n_steps"] = 3
+    assert in_ranks(2, in_parts, jobs) == [0, 0]
+    for kind in KINDS:
+        alone = tmp_path / kind
+        fit(four(kind, steps=6), alone)
+        for name in ("ddp", "fsdp"):
+            place = tmp_path / f"{kind}-{name}"
+            assert [loss for loss, _ in trace(place)] == pytest.approx([loss for loss, _ in trace(alone)], rel=2e-2)
+            assert weights(place).keys() == weights(alone).keys()
+            assert all(weight.any() for weight in weights(place).values())
+    done = export(tmp_path / "contrastive-fsdp" / "model", tmp_path / "exported", "sentence-transformers")
+    assert done["cosine"] > 0.999
+
+
+def test_what_spread_weights_cannot_do_is_refused(root: Path) -> None:
+    backbone = Backbone(str(root / "base"))
+    with pytest.raises(UsageError, match="adapter.storage is bfloat16 and backbone.dtype float32; set both to bfloat16, or take ddp"):
+        SFTModule(backbone, QLoRA()).refuse_spread()
+    with pytest.raises(UsageError, match="reference is precomputed.*set it to copy"):
+        DPOModule(backbone, reference="precomputed").refuse_spread()
+    with pytest.raises(UsageError, match="Linear has no list of layers; use ddp"):
+        layers(torch.nn.Linear(2, 2))
+    with pytest.raises(UsageError, match="is no whole sharded checkpoint"):
+        read_folder(root)
