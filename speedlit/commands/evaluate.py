@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("path", help="model folder (of speedlit, sentence-transformers or transformers) or hub name")
-    parser.add_argument("--tasks", help="names with commas, a benchmark name, or a file (.txt one name a line, .json or .yaml a list); default: all of --data")
+    lists = "names with commas, a benchmark, a shipped list (quick, eng-v1-56), or a file (.txt one name a line, .json or .yaml a list); default: all of --data"
+    parser.add_argument("--tasks", help=lists)
     parser.add_argument("--data", help="folder with a tasks.json and local sets")
     parser.add_argument("--output", help="folder for results in mteb's own layout")
     parser.add_argument("--pooling", choices=["last", "mean", "weighted_mean", "cls"], help="for a model that does not say how it pools")
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-instructions", action="store_true", help="leave the tasks' own instructions away")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    parser.add_argument("--token-budget", type=int, default=4096, help="padded tokens per forward pass (default 4096)")
+    parser.add_argument("--token-budget", type=int, help="padded tokens per forward pass (default: 1024 on a CPU, else 16384)")
     return parser
 
 

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, help="longest text in tokens (default: the model's own)")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    parser.add_argument("--token-budget", type=int, default=4096, help="padded tokens per forward pass (default 4096)")
+    parser.add_argument("--token-budget", type=int, help="padded tokens per forward pass (default: 1024 on a CPU, else 16384)")
     return parser
 
 

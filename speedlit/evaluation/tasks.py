@@ -27,6 +27,7 @@ from speedlit.files import read_json, read_jsonl
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
+SUBSETS = Path(__file__).resolve().parent.parent / "configs" / "eval"
 ROW_KEYS = {"folder", "task", "type", "name", "prompt", "main_score", "splits", "attributes"}
 SEARCH_COLUMNS = {
     "corpus": {"_id", "text"},
@@ -72,7 +73,8 @@ def load_tasks(names: str | Sequence[str] | None = None, data: str | Path | None
     """Tasks ready to run.
 
     Args:
-        names: task or set names (or one comma-separated string, or a benchmark such as ``MTEB(eng, v2)``); None means everything in ``data``.
+        names: names of tasks, sets, benchmarks (``MTEB(eng, v2)``) and shipped lists (``quick``, ``eng-v1-56``), also as one string with commas;
+            None means everything in ``data``.
         data: a folder with ``tasks.json``; its sets are loaded now, so that a mistake in them shows before anything is trained.
 
     Returns:
@@ -87,7 +89,18 @@ def load_tasks(names: str | Sequence[str] | None = None, data: str | Path | None
         if not rows:
             raise UsageError("no tasks to run: give task names, or a folder with a tasks.json")
         wanted = list(rows)
-    return [task for name in wanted for task in (_find(name, rows, Path(data) if data is not None else None))]
+    return [task for name in _expanded(wanted, rows) for task in (_find(name, rows, Path(data) if data is not None else None))]
+
+
+def subsets() -> dict[str, list[str]]:
+    """The shipped lists of tasks by name, such as ``quick``."""
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(SUBSETS.glob("*.yaml"))}
+
+
+def _expanded(names: Iterable[str], rows: Mapping[str, Any]) -> list[str]:
+    """Names with those of shipped lists in place of the lists."""
+    known = subsets()
+    return [name for given in names for name in (known.get(given.removeprefix("eval/"), [given]) if given not in rows else [given])]
 
 
 def split_names(names: str | Sequence[str] | None) -> list[str] | None:
@@ -162,7 +175,7 @@ def _find(name: str, rows: Mapping[str, dict[str, Any]], data: Path | None) -> l
     if name in benchmarks:
         return [local_task(rows[task.metadata.name], data) if task.metadata.name in rows and data else task for task in benchmarks[name].tasks]
     where = f" in {data} or mteb" if data is not None else " in mteb"
-    raise UsageError(f"there is no task {name!r}{where}{_near(name, [*rows, *registry, *benchmarks])}")
+    raise UsageError(f"there is no task {name!r}{where}{_near(name, [*rows, *subsets(), *registry, *benchmarks])}")
 
 
 def local_task(row: Mapping[str, Any], data: Path) -> AbsTask:

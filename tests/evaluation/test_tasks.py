@@ -82,6 +82,18 @@ def test_names():
     assert split_names(None) is None and split_names("") is None
 
 
+def test_shipped_lists_name_real_tasks(sets):
+    from speedlit.evaluation.tasks import _expanded, registered_names, subsets
+
+    assert set(subsets()["quick"]) <= set(registered_names())
+    tasks = load_tasks("eng-v1-56")
+    assert len({task.metadata.name for task in tasks}) == 56
+    assert [task.eval_splits for task in tasks if task.metadata.name == "MSMARCO"] == [["dev"]]
+    assert _expanded(["quick", "Ret"], {"quick": {}}) == ["quick", "Ret"]  # a set of one's own comes first
+    with pytest.raises(UsageError, match="no task 'quik'.*did you mean quick"):
+        load_tasks("quik")
+
+
 def test_errors_about_names(sets, tmp_path):
     with pytest.raises(UsageError, match="did you mean STSBenchmark"):
         load_tasks("STSBenchmrk")
