@@ -194,14 +194,14 @@ def write_tokenizer(loaded: Loaded, target: Path, info: dict[str, Any]) -> None:
 
 
 def _write_generation(loaded: Loaded, target: Path) -> None:
-    """The settings by which a server stops where we do, and writes greedily as long as nobody asks for a temperature."""
+    """The settings by which a server stops where we do, and samples as a request says (one with temperature 0 gets the likeliest text)."""
     from transformers import GenerationConfig
 
     from speedlit.generation.local import end_tokens
 
     tokenizer, ends = loaded.tokenizer, sorted(end_tokens(loaded.model, loaded.tokenizer))
-    settings = {"bos_token_id": loaded.tokens.bos_id(tokenizer), "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
-    GenerationConfig(**settings).save_pretrained(target)
+    settings = {"bos_token_id": loaded.tokens.bos_id(tokenizer), "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+    GenerationConfig(**settings, do_sample=True, temperature=1.0, top_p=1.0, top_k=0).save_pretrained(target)
 
 
 def scores_elsewhere(loaded: Loaded, info: dict[str, Any], form: str) -> bool:

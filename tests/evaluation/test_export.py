@@ -202,7 +202,7 @@ def test_the_chat_template_is_the_prompt_template(tmp_path, unproven):
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
         assert ids == contract.encode_prompt(tokenizer, "the sun {prompt}")
     settings = GenerationConfig.from_pretrained(tmp_path / "out")
-    assert (settings.eos_token_id, settings.pad_token_id, settings.do_sample) == ([2], 0, False)
+    assert (settings.eos_token_id, settings.pad_token_id, settings.do_sample) == ([2], 0, True)
 
 
 def test_push(tmp_path, monkeypatch, capsys, unproven):

@@ -1,4 +1,4 @@
-"""The client against a server that somebody else wrote: ``transformers serve`` with a tiny random model."""
+"""The client against a server that somebody else wrote: ``transformers serve`` with a tiny generator of ours."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ import pytest
 
 from speedlit.context import Request, Sampling
 from speedlit.errors import SpeedlitError
+from speedlit.export import export
 from speedlit.synthesis.client import HTTPBackend
 from speedlit.synthesis.journal import Journal, journal_file
 from speedlit.synthesis.schemas import record_schema
 from speedlit.synthesis.structured import Structured
-from tests.helpers import tiny_llama
+from tests.helpers import sentence, tiny_llama
 
 MISSING = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
 pytestmark = [pytest.mark.serve, pytest.mark.skipif(bool(MISSING), reason=f"transformers serve needs {' and '.join(MISSING)}: pip install 'speedlit[test]'")]
-TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Base URL and model name (the exact path) of a running server."""
-    model = tiny_llama(tmp_path_factory.mktemp("serve") / "tiny")
-    (model / "chat_template.jinja").write_text(TEMPLATE)
+    """Base URL and model name (the exact path) of a running server of a generator that we have trained and exported."""
+    root = tmp_path_factory.mktemp("serve")
+    model = root / "out"
+    export(trained_generator(root), model, "merged")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,3 +99,39 @@ def test_the_probe_finds_out_that_it_ignores_response_format(served: tuple[str, 
     backend.close()
     assert [reply.error for reply in replies] == ["", "", ""], "asked without a schema"
     assert len(said) == 1 and "it ignores response_format" in said[0] and url in said[0]
+
+
+def trained_generator(folder: Path) -> Path:
+    """A generator after some real steps of training on sentences of its own, written as a fit writes it."""
+    import torch
+
+    from speedlit.data.tokens import TokenContract
+    from speedlit.models.adapter import LoRA
+    from speedlit.models.backbone import Backbone
+    from speedlit.models.folder import save_folder
+
+    backbone = Backbone(str(tiny_llama(folder / "base")))
+    tokenizer, tokens = backbone.tokenizer(), TokenContract(template="Write about {prompt}\n->", max_length=64)
+    model = LoRA(r=4, alpha=16).apply(backbone.build(True)).train()
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=0.02)
+    rows = [tokens.encode_pair(tokenizer, sentence(i, 3), " " + sentence(i + 9, 4)) for i in range(8)]
+    for step in range(40):
+        ids, labels = (torch.tensor([part]) for part in rows[step % 8])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return save_folder(model.eval(), tokenizer, folder / "fit" / "model", role="generator", backbone=backbone, tokens=tokens)
+
+
+def test_a_trained_generator_that_was_exported_answers_as_it_does_here(served: tuple[str, str], tmp_path: Path) -> None:
+    """Adapter, prompt template, start token and ends: the exported folder is served as it is, and writes greedily what we write."""
+    from speedlit.generation.local import LocalBackend
+
+    model = Path(served[1]).parent / "fit" / "model"
+    requests = [Request(f"r{i}", [{"role": "user", "content": sentence(i, 3)}], Sampling(0.0, 1.0, 16, i)) for i in range(6)]
+    here = [(reply.text.strip(), reply.finish_reason) for reply in LocalBackend(model).generate(requests)]
+    client = HTTPBackend(served[1], served[0], journal_file(tmp_path), concurrency=1)
+    there = [(reply.text.strip(), reply.finish_reason) for reply in client.generate(requests)]
+    client.close()
+    assert there == here
+    assert len(set(here)) > 2 and any(reason == "stop" for _, reason in here), "it answers the prompt, and has learnt to end"
