@@ -36,12 +36,16 @@ set -uo pipefail
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 srun --ntasks=1 --kill-on-bad-exit=1 {command}
 code=$?
-# 1 and 2 are failures that another attempt meets again; 75: the job is in the queue already; 138: a stage that does not listen to USR1 was
-# ended by it (preemption, time limit), which is no failure and must not run out of attempts; the rest is a killed process.
-if [ "$code" = 138 ] || {{ [ "$code" -gt 2 ] && [ "$code" != 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {attempts} ]; }}; then
+again() {{
     echo "ended with code $code: the job is requeued"
     scontrol requeue "${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}"
-fi
+}}
+case $code in
+    0 | 1 | 2) ;;   # done, or a failure that another attempt would meet again
+    75 | 143) ;;    # saved and in the queue already; ended by Slurm, which requeues where that is wanted
+    138) again ;;   # USR1: preemption or the time limit, however often
+    *) [ "${{SLURM_RESTART_COUNT:-0}}" -ge {attempts} ] || again ;;
+esac
 exit "$code"
 """
 

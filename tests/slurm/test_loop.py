@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -88,4 +89,19 @@ def test_a_failed_job_is_named_and_its_stage_alone_submitted_again(config: Path,
     said = speedlit(*words, "--teacher.base_url", "http://127.0.0.1:9/v1", "--teacher.retries", 0, "--teacher.patience", 1, code=1)
     assert "seed: job " in said and " failed; its log " in said and "127.0.0.1:9" in said, said
     assert "tasks: already done" in (said := speedlit(*words)), said
+    assert records(root) == records(single)
+
+
+def test_a_stage_that_slurm_wants_to_end_goes_on_in_its_next_attempt(config: Path, single: Path) -> None:
+    """USR1, as before a time limit, to the job that puts together; the chain behind it waits for its second attempt."""
+    root = config.parent / "signalled"
+    shutil.copytree(single, root, ignore=shutil.ignore_patterns("03-seed", "journal*"))
+    alone = config.parent / "alone.yaml"
+    alone.write_text(yaml.safe_dump({"job": {"memory": "500M", "cpus": 1, "shards": 1}}))
+    words = ["run", "--executor", "slurm", "--config", config, "--root", root, "--until", "seed", "--cluster", alone]
+    job = re.search(r"seed: job (\d+)", speedlit(*words, "--detach"))[1]
+    wait_for(lambda: (root / "stages" / "03-seed" / "begun.json").exists(), 60, "the stage has begun")
+    call("scancel", "--signal=USR1", f"{job}.0")
+    speedlit(*words)
+    assert "ended with code 138: the job is requeued" in (root / "slurm" / f"03-seed-{job}.log").read_text()
     assert records(root) == records(single)
