@@ -13,7 +13,18 @@ from speedlit.pipeline.slurm import SCRIPT
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, False), (1, 0, False), (2, 0, False), (137, 0, True), (137, 2, True), (137, 3, False), (75, 0, False), (143, 0, False), (138, 0, True), (138, 9, True)],
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),
+        (137, 0, True),
+        (137, 2, True),
+        (137, 3, False),
+        (75, 0, False),
+        (143, 0, False),
+        (138, 0, True),
+        (138, 9, True),
+    ],
 )
 def test_a_killed_stage_goes_back_a_few_times_and_a_preempted_one_always(code: int, restarts: int, requeued: bool, tmp_path: Path) -> None:
     for name, text in (("srun", f"exit {code}"), ("scontrol", f'echo "$@" >> {tmp_path}/said')):
