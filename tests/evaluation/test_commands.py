@@ -50,6 +50,15 @@ def test_evaluate_a_folder_that_holds_no_model(sets, tmp_path, capsys):
     assert "holds no model: none of speedlit.json" in capsys.readouterr().err
 
 
+def test_evaluate_an_adapter_whose_base_is_missing(sets, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../gone", "peft_type": "LORA"}))
+    assert main(["evaluate", str(adapter), "--tasks", "Ret", "--data", str(sets), "--pooling", "mean"]) == 2
+    error = capsys.readouterr().err
+    assert "../gone: no such folder" in error and len(error.strip().splitlines()) == 1
+
+
 def test_names_from_a_file(tmp_path):
     (tmp_path / "names.txt").write_text("# quick\nA\n\nB\n")
     (tmp_path / "names.json").write_text(json.dumps(["A", "B"]))
