@@ -246,7 +246,7 @@ class SpeedModule(L.LightningModule):
         names = [name for batch in step["micro"] for name in batch["names"]]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         place = Path(self.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        good = f"The last good checkpoint is {place}" if place.is_file() else f"There is no {place} yet"
+        good = f"The last good checkpoint is {place}" if place.exists() else f"There is no {place} yet"
         return SpeedlitError(
             f"step {self.global_step + 1}: {which}; the weights were not changed. Samples of the step: {shown}. "
             f"{good}; a lower learning rate, a smaller clip or bfloat16 in place of float16 may mend it"
