@@ -218,7 +218,7 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
     for name, block in blocks:
         out += _block(block, name)
     if isinstance(name := config["trainer"].get("strategy"), str) and name not in (known := ["auto", *StrategyRegistry.available_strategies()]):
-        out.append(f"recipe: trainer.strategy is {name}, which nothing knows; {suggestion(name, ['single', *known])}")
+        out.append(f"recipe: trainer.strategy is {name}, which nothing knows; {suggestion(name, ['single', 'fsdp', *known])}")
     model = config.get("model")
     arguments = (model.get("init_args") if isinstance(model, dict) else None) or {}
     if isinstance(arguments.get("optimizer"), dict):
