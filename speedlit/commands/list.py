@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
-from importlib.metadata import entry_points
 from pathlib import Path
+
+from speedlit.plugins import GROUP, plugins
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = {"modules": "modules", "data modules": "data/datamodules.py", "adapters": "models/adapter.py", "callbacks": "callbacks"}
@@ -30,10 +31,10 @@ def run(argv: list[str]) -> int:
     for folder in sorted(p for p in (PACKAGE / "synthesis" / "prompts").iterdir() if p.is_dir()):
         print(f"  {folder.name:<24} {' '.join(sorted(f.stem for f in folder.glob('*.yaml')))}")
     print("teachers:\n  openai-compatible        teacher.base_url, or OPENAI_BASE_URL and OPENAI_API_KEY\n  embedded                 speedlit teacher serve")
-    found = sorted(entry_points(group="speedlit.plugins"), key=lambda e: e.name)
-    print("plug-ins:" + ("" if found else " none installed (entry-point group speedlit.plugins)"))
-    for plugin in found:
-        print(f"  {plugin.name:<24} {plugin.value}")
+    found = plugins()
+    print("plug-ins:" + ("" if found else f" none installed (entry-point group {GROUP})"))
+    for name, path in found.items():
+        print(f"  {name:<24} {path}")
     return 0
 
 

@@ -21,6 +21,7 @@ from speedlit.losses.preference import LOSSES, Loss
 from speedlit.models.adapter import LoRA, QLoRA, keep_frozen, only_frozen
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Batch, Figures, Schedule, SpeedModule, check_head, target_logps
+from speedlit.plugins import plugins
 
 REFERENCES = ("adapter_off", "frozen_adapter", "copy", "precomputed")
 
@@ -234,13 +235,14 @@ def chosen_only(batch: Batch) -> Batch:
 
 
 def find_loss(name: str) -> Loss:
-    """A preference loss by its name, or any function by its dotted path.
+    """A preference loss by its name, a plug-in's by its entry point, or any function by its dotted path.
 
     Raises:
         UsageError: neither.
     """
     if name in LOSSES:
         return LOSSES[name]
+    name = plugins().get(name, name)
     module, _, attribute = name.rpartition(".")
     if not module:
         raise UsageError(f"DPOModule.loss is {name!r}; choose among {', '.join(LOSSES)}, or give the dotted path of a function")

@@ -25,6 +25,7 @@ from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
 from speedlit.pipeline.yamlfiles import merge, nested, reason, suggestion
+from speedlit.plugins import plugins
 from speedlit.strategies import environment, strategy
 
 # Short names in recipes; any importable class may be named by its full path instead.
@@ -205,7 +206,7 @@ def _full_names(value: Any) -> Any:
         return value
     out = {key: _full_names(item) for key, item in value.items()}
     if isinstance(out.get("class_path"), str):
-        out["class_path"] = SHORT.get(out["class_path"], out["class_path"])
+        out["class_path"] = SHORT.get(out["class_path"]) or plugins().get(out["class_path"], out["class_path"])
     return out
 
 
@@ -245,7 +246,7 @@ def _block(block: Any, name: str) -> list[str]:
     except (ImportError, AttributeError) as error:
         return [*out, f"recipe: {name}.class_path {block['class_path']} can't be imported: {error}"]
     if found is None:
-        hint = suggestion(block["class_path"], list(SHORT))
+        hint = suggestion(block["class_path"], [*SHORT, *plugins()])
         return [*out, f"recipe: {name}.class_path is {block['class_path']!r}; {hint} (or a full path such as package.module.Class)"]
     parameters = inspect.signature(found.__init__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
