@@ -230,23 +230,36 @@ def outcome(ctx: Context) -> str:
 
 
 @contextmanager
-def owned(root: Path, plain: dict[str, Any], shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
-    """Hold the root for this process, and refuse a root that another recipe has filled.
+def locked(root: Path, name: str, busy: str) -> Iterator[None]:
+    """Hold a lock file below the root, made where it is missing.
 
     Raises:
-        UsageError: the root belongs to another config, or another process is running in it.
-        SpeedlitError: the folder cannot be made.
+        SpeedlitError: another process holds it (``busy`` says so), or the folder cannot be made.
     """
+    path = root / name
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / (".lock" if shard == (0, 1) else f".lock-{shard[0]}-of-{shard[1]}")).open("w")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
     except OSError as error:
         raise SpeedlitError(f"cannot use {root} as the run's root: {error.strerror}; choose another with --root") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise SpeedlitError(f"another speedlit process is running in {root}; wait for it or choose another --root") from error
+            raise SpeedlitError(busy) from error
+        yield
+
+
+@contextmanager
+def owned(root: Path, plain: dict[str, Any], shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
+    """Hold the root for this process, and refuse a root that another recipe has filled.
+
+    Raises:
+        UsageError: the root belongs to another config.
+        SpeedlitError: another process is running in it, or the folder cannot be made.
+    """
+    name = ".lock" if shard == (0, 1) else f".lock-{shard[0]}-of-{shard[1]}"
+    with locked(root, name, f"another speedlit process is running in {root}; wait for it or choose another --root"):
         mine = {key: plain[key] for key in IDENTITY}
         path = root / "run.json"
         if path.exists():

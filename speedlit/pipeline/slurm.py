@@ -6,15 +6,13 @@ on following, and submits only what is missing.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import yaml
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import atomic, read_object, remove, write_json
 from speedlit.pipeline.config import RunConfig
-from speedlit.pipeline.loop import Wanted, owned, select, stages, summarise
+from speedlit.pipeline.loop import Wanted, locked, owned, select, stages, summarise
 from speedlit.pipeline.stage import SUCCESS, Stage, fingerprint, state
 from speedlit.pipeline.yamlfiles import find_recipe, read_yaml, unknown_keys
 
@@ -123,31 +121,11 @@ def run(config: RunConfig, wanted: Wanted, detach: bool = False, poll: float = 5
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     job, plain, root = read_job(config.cluster), config.plain(), Path(config.root).resolve()
     every = select(config, wanted)
-    with submitting(root):
+    with locked(root, "slurm/.lock", f"another speedlit process is submitting jobs for {root}; wait for it"):  # one submits at a time
         waiting = submit(every, wanted, plain, root, job, say)
     if not detach:
         follow(waiting, every, root, poll, say)
     return summarise(root, stages(), plain)
-
-
-@contextmanager
-def submitting(root: Path) -> Iterator[None]:
-    """One process at a time submits for a root.
-
-    Raises:
-        SpeedlitError: another one does, or the folder cannot be made.
-    """
-    try:
-        (root / "slurm").mkdir(parents=True, exist_ok=True)
-        lock = (root / "slurm" / ".lock").open("w")
-    except OSError as error:
-        raise SpeedlitError(f"cannot use {root} as the run's root: {error.strerror}; choose another with --root") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SpeedlitError(f"another speedlit process is submitting jobs for {root}; wait for it") from error
-        yield
 
 
 def submit(every: dict[str, Stage], wanted: Wanted, plain: dict[str, Any], root: Path, job: Job, say: Callable[[str], None]) -> dict[str, list[str]]:
