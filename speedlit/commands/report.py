@@ -24,12 +24,11 @@ def run(argv: list[str]) -> int:
     root = Path(known.root)
     if not (root / "run.json").is_file():
         raise UsageError(f"{root} is not the root of a run (it has no run.json); name the folder given as --root to `speedlit run`")
-    from speedlit.pipeline.loop import stages, summarise
-    from speedlit.report.page import page
+    from speedlit.pipeline.reporting import document
 
     made = read_object(root / "run.json", "identity", "config")
     target = Path(known.to) if known.to else root / "report.html"
     with atomic(target) as stream:
-        stream.write(page(made["identity"]["name"], summarise(root, stages(), made["config"], write=False)))
+        stream.write(document(root, made["identity"]["name"], made["config"]))
     print(target)
     return 0
