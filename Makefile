@@ -24,8 +24,9 @@ demo: .venv/.installed  ## the complete SPEED loop in miniature, offline; figure
 test: .venv/.installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_loop.py tests  # the longest file first
 
-lint: .venv/.installed  ## ruff
+lint: .venv/.installed  ## ruff, and mypy --strict on the package
 	$(BIN)/ruff check speedlit callbacks tests scripts
+	$(BIN)/python -m mypy speedlit callbacks
 
 bench: .venv/.installed  ## speed and memory beside TRL, sentence-transformers, transformers; writes docs/benchmarks.json
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.bench

@@ -57,7 +57,8 @@ class Requeue(L.Callback):
         wanted = [agreed(trainer, self.flag >= level) for level in (LEAVE, REQUEUE)] if agreed(trainer, self.flag > 0) else []
         if not wanted or trainer.global_step >= trainer.estimated_stepping_batches:
             return
-        saver = next(callback for callback in trainer.callbacks if isinstance(callback, Resume))
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        saver = next(callback for callback in callbacks if isinstance(callback, Resume))
         saver.save(trainer)
         trainer.strategy.barrier("requeue")
         if wanted[-1] and trainer.is_global_zero:

@@ -182,7 +182,8 @@ def write_tokenizer(loaded: Loaded, target: Path, info: dict[str, Any]) -> None:
     backend.no_truncation()
     backend.no_padding()
     kept = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    kept.setdefault("pad_token", kept.get("eos_token") or kept.get("unk_token"))
+    if pad := kept.get("eos_token") or kept.get("unk_token"):
+        kept.setdefault("pad_token", pad)
     sides = {"padding_side": "right" if embeds else "left", "truncation_side": "right" if embeds else "left"}
     stored = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokens.max_length, **sides, **kept)
     if not embeds:

@@ -106,9 +106,10 @@ def _search(rows: Sequence[Row], encoder: Encoder, rules: Rules, corpus: Sequenc
     if len(documents) <= most:  # nothing but positives
         return {}
     table = Dataset.from_dict({"anchor": [a for a, _ in pairs], "positive": [p for _, p in pairs]})
+    searcher: Any = Asked(encoder)
     with quiet(), _no_bars():
         mined = mine_hard_negatives(
-            table, Asked(encoder), anchor_column_name="anchor", positive_column_name="positive", corpus=documents, range_min=rules.skip,
+            table, searcher, anchor_column_name="anchor", positive_column_name="positive", corpus=documents, range_min=rules.skip,
             range_max=min(rules.among, len(documents) - 1), max_score=rules.ceiling, relative_margin=rules.margin,
             num_negatives=min(rules.negatives, len(documents) - 1), output_format="triplet", verbose=False,
         )  # fmt: skip
@@ -172,7 +173,8 @@ class Asked:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    found: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 def texts_of(rows: Iterable[Row]) -> list[str]:

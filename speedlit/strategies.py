@@ -18,10 +18,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
 
 from speedlit.errors import UsageError
 from speedlit.files import remove
-from speedlit.models.sharding import DTensor, share, whole
+from speedlit.models.sharding import share, whole
 
 META = "meta.pt"
 OPTIONS = ("cpu_offload", "checkpoint", "tensor_parallel_size")

@@ -33,8 +33,8 @@ def run(argv: list[str]) -> int:
     print("teachers:\n  openai-compatible        teacher.base_url, or OPENAI_BASE_URL and OPENAI_API_KEY\n  embedded                 speedlit teacher serve")
     found = plugins()
     print("plug-ins:" + ("" if found else f" none installed (entry-point group {GROUP})"))
-    for name, path in found.items():
-        print(f"  {name:<24} {path}")
+    for name, dotted in found.items():
+        print(f"  {name:<24} {dotted}")
     return 0
 
 

@@ -30,15 +30,15 @@ class Chunk:
         with path.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         found = open_arrow_footer_reader(self._map)
-        self._tables = _batches(*found) if found else None
-        self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)]) if self._tables is not None else None
+        self._tables = _batches(*found) if found else []
+        self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)])
         self._loader = None if found else _item_loader(config)
         count = int(np.frombuffer(self._map, np.uint32, 1)[0])
         self._offsets = np.frombuffer(self._map, np.uint32, count + 1, 4)
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[Row]:
         """The rows of these numbers, in their order."""
-        if self._tables is None:
+        if self._loader is not None:
             return [dict(self._loader.deserialize(self._map[self._offsets[n] : self._offsets[n + 1]])) for n in numbers]
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         return [_arrow_row(self._tables[place], int(number - self._starts[place])) for number, place in zip(numbers, places, strict=True)]

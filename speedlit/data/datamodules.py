@@ -54,7 +54,7 @@ class Source:
         Raises:
             UsageError: an unknown key, no path, or a weight or cap that takes nothing.
         """
-        entry = {"path": value} if isinstance(value, (str, Path)) else dict(value)
+        entry: dict[str, Any] = {"path": value} if isinstance(value, (str, Path)) else dict(value)
         if strange := sorted(set(entry) - {"path", "weight", "cap"}):
             raise UsageError(f"data.shards has an entry with {', '.join(strange)}; it knows path, weight and cap")
         if not entry.get("path"):
@@ -69,7 +69,7 @@ class Source:
         return max(1, min(round(self.weight * count), self.cap or sys.maxsize))
 
 
-def sources(places: Places) -> list[Source]:
+def sources(places: Places | list[str]) -> list[Source]:
     """The entries of ``data.shards``."""
     return [Source.of(place) for place in (places if isinstance(places, list) else [places])]
 
@@ -113,7 +113,8 @@ class Samples:
     def _of(self, number: int, places: np.ndarray) -> np.ndarray:
         """Which of the ascending ``places`` lie in a set, counted from its beginning."""
         first, last = np.searchsorted(places, self.starts[number : number + 2])
-        return places[first:last] - self.starts[number]
+        found: np.ndarray = places[first:last] - self.starts[number]
+        return found
 
     def tables(self, name: str) -> list[Path]:
         """Per shard set, the file of a table about its samples as they are now: rows, token contract and tokenizer."""
@@ -384,7 +385,7 @@ class ShardData(L.LightningDataModule):
         """Of this process."""
         return self.trainer.global_rank if self.trainer else 0
 
-    def loader(self, places: Places, shuffle: bool) -> StepLoader:
+    def loader(self, places: Places | list[str], shuffle: bool) -> StepLoader:
         """A loader over shard sets."""
         mix = sources(places)
         sets = [ShardSet(source.path) for source in mix]

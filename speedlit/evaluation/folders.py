@@ -67,7 +67,7 @@ def open_encoder(
     from speedlit.models.folder import load_folder
 
     loaded = load_folder(folder if folder.is_dir() else str(path), dtype=precision, role="embedder")
-    changes = {key: value for key, value in {"pooling": pooling, "max_length": max_length}.items() if value is not None}
+    changes: dict[str, Any] = {key: value for key, value in {"pooling": pooling, "max_length": max_length}.items() if value is not None}
     loaded.tokens = replace(loaded.tokens, **changes)
     loaded.model.to(device)
     speed_up_bert(loaded.model)
@@ -104,7 +104,8 @@ class _ForeignTokens:
 
     def encode_texts(self, tokenizer: Any, texts: Sequence[str], instructions: Sequence[str | None]) -> list[list[int]]:
         filled = [(instruction or "") + text for text, instruction in zip(texts, instructions, strict=True)]
-        return tokenizer(filled, truncation=True, max_length=self.max_length)["input_ids"]
+        ids: list[list[int]] = tokenizer(filled, truncation=True, max_length=self.max_length)["input_ids"]
+        return ids
 
 
 def _foreign(path: str, max_length: int | None, device: str, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
@@ -123,7 +124,8 @@ def _foreign(path: str, max_length: int | None, device: str, dtype: torch.dtype,
     speed_up_bert(model)
 
     def embed(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return model({"input_ids": input_ids, "attention_mask": mask})["sentence_embedding"]
+        vectors: torch.Tensor = model({"input_ids": input_ids, "attention_mask": mask})["sentence_embedding"]
+        return vectors
 
     tokens: Any = _ForeignTokens(max_length or model.max_seq_length or 512)
     prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}

@@ -26,6 +26,7 @@ from speedlit.progress import Progress
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.types import EncodeKwargs
 
 Failed = Callable[[str, str], None]
 
@@ -94,7 +95,7 @@ def _run(encoder: Encoder, task: AbsTask, output: Path | None, resume: bool) -> 
     kept = ranks.agreed(kept)
     if kept is not None:
         return float(kept)
-    options = {"show_progress_bar": False, "batch_size": 256}  # the size of mteb's loader, not of a forward pass
+    options: EncodeKwargs = {"show_progress_bar": False, "batch_size": 256}  # the size of mteb's loader, not of a forward pass
     result = mteb.evaluate(encoder, [_fresh(task)], cache=None, co2_tracker=False, raise_error=False, show_progress_bar=False, encode_kwargs=options)
     reasons = ranks.everyone((str(result.exceptions[0].exception) or "no reason given") if result.exceptions else None)
     if failed := [reason for reason in reasons if reason is not None]:

@@ -26,6 +26,8 @@ from speedlit.files import read_json, read_jsonl
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+    from mteb.abstasks.task_metadata import TaskCategory
 
 SUBSETS = Path(__file__).resolve().parent.parent / "configs" / "eval"
 ROW_KEYS = {"folder", "task", "type", "name", "prompt", "main_score", "splits", "attributes"}
@@ -46,7 +48,7 @@ class Kind:
 
     base: str
     main_score: str
-    category: str
+    category: TaskCategory
     columns: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -226,7 +228,8 @@ def _own(row: Mapping[str, Any], folder: Path) -> AbsTask:
         main_score=row.get("main_score", kind.main_score),
         prompt=row.get("prompt"),
     )
-    return type(row["name"], (base,), {"metadata": metadata, **attributes})()
+    task: AbsTask = type(row["name"], (base,), {"metadata": metadata, **attributes})()
+    return task
 
 
 def _fill(task: AbsTask, folder: Path) -> None:
@@ -247,7 +250,7 @@ def _fill(task: AbsTask, folder: Path) -> None:
     task.dataset_transform()
     task.data_loaded = True
     if not isinstance(task, AbsTaskRetrieval):
-        _check_columns(task, folder)
+        _check_columns(task, task.dataset, folder)
 
 
 def _splits(task: AbsTask, folder: Path) -> Any:
@@ -281,7 +284,7 @@ def _require(path: Path, present: Iterable[str], needed: Iterable[str], what: st
         raise UsageError(f"{path} lacks the column {missing[0]!r} that {what} needs; it has: {', '.join(present)}")
 
 
-def _check_columns(task: AbsTask, folder: Path) -> None:
+def _check_columns(task: AbsTask, tables: Any, folder: Path) -> None:
     """Refuse a table without the columns that the task reads, or with a hole in one of them."""
     kind = KINDS.get(task.metadata.type)
     if kind is None:
@@ -289,14 +292,14 @@ def _check_columns(task: AbsTask, folder: Path) -> None:
     held = [getattr(task, name, name) for name in kind.columns]
     needed = [column for part in held for column in ([part] if isinstance(part, str) else part)]
     for split in task.eval_splits:
-        path, table = folder / f"{split}.jsonl", task.dataset[split]
+        path, table = folder / f"{split}.jsonl", tables[split]
         _require(path, table.column_names, needed, f"the {task.metadata.type} task {task.metadata.name}")
         for column in needed:
             if table.data.column(column).null_count:
                 raise UsageError(f"{path}: some rows have no value for {column!r}")
 
 
-def _search_split(folder: Path, split: str) -> dict[str, Any]:
+def _search_split(folder: Path, split: str) -> RetrievalSplitData:
     """Corpus, queries with judgements, judgements, and (reranking) candidates of one split, as mteb wants them."""
     parts = _search_parts(folder)
     judged = _search_part(folder, parts, "default", split)

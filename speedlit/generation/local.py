@@ -303,7 +303,7 @@ def _signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class GrowingLayer(DynamicLayer):
     """A cache layer that grows by ``GROW`` places at a time instead of copying itself for each token.
 
     Keys and values are handed out with their free places, which the mask hides: they stay contiguous, and that is what makes a

@@ -42,7 +42,7 @@ class _LogProbs(torch.autograd.Function):
     """Log-softmax of states times head, at the targets; never more than ``size`` rows of logits in float32."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, size: int, keep: bool
     ) -> torch.Tensor:
         found = torch.empty(len(states), device=states.device)
@@ -60,7 +60,7 @@ class _LogProbs(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, bias, targets, norms, *kept = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         to_states = torch.empty_like(states) if wanted[0] else None
@@ -78,8 +78,11 @@ class _LogProbs(torch.autograd.Function):
                 to_weight += away.T @ states[part]
             if to_bias is not None:
                 to_bias += away.sum(0)
-        cast = lambda x: None if x is None else x.to(states.dtype)  # noqa: E731
-        return to_states, cast(to_weight), cast(to_bias), None, None, None
+        return to_states, _cast(to_weight, states.dtype), _cast(to_bias, states.dtype), None, None, None
+
+
+def _cast(sums: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if sums is None else sums.to(dtype)
 
 
 def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

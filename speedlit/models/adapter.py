@@ -75,7 +75,7 @@ class QLoRA(LoRA):
         """NF4, double quantization."""
         from transformers import BitsAndBytesConfig
 
-        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, self.compute), bnb_4bit_quant_storage=getattr(torch, self.storage),
         )  # fmt: skip

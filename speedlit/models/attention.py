@@ -20,7 +20,7 @@ class _Attention(torch.autograd.Function):
     """softmax(q k' + mask) v over (N, T, D); rows are batch times heads. In 16 bits a softmax still works in 32 inside."""
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
         out, kept = torch.empty_like(q), []
         for start, end, seen in _blocks(q.shape[1], k.shape[1], causal):
             scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2))
@@ -37,7 +37,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         blocks = _blocks(q.shape[1], k.shape[1], ctx.causal)
         dq = torch.empty_like(q)

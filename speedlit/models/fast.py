@@ -42,11 +42,12 @@ def speed_up(model: Any) -> int:
         attention.register()
         model.config._attn_implementation = attention.NAME
     for layer in model.modules():
-        if type(layer) is Linear and type(layer.get_base_layer()) is torch.nn.Linear:
+        kind: Any = type(layer)
+        if kind is Linear and type(layer.get_base_layer()) is torch.nn.Linear:
             layer.forward = types.MethodType(_linear, layer)
             count += 1
-        family = FAMILIES.get(type(layer).__module__)
-        if family and type(layer).__name__ == f"{family}DecoderLayer":
+        family = FAMILIES.get(kind.__module__)
+        if family and kind.__name__ == f"{family}DecoderLayer":
             layer.forward, layer.last = types.MethodType(_decoder_layer, layer), False
             layer.self_attn.forward = types.MethodType(_attention, layer.self_attn)
             count += 2
@@ -81,7 +82,7 @@ class _LoRALinear(torch.autograd.Function):
     """x W' + bias + scale (x' A') B', where x' is x or, with dropout, what is left of it. W and bias are frozen."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: torch.Tensor, dropped: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -94,7 +95,7 @@ class _LoRALinear(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         read, low, weight, low_a, low_b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         back = grad @ low_b
@@ -139,13 +140,13 @@ class _Norm(torch.autograd.Function):
     """RMS norm of float32 rows, handed over in ``dtype``."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
         inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, inverse, weight)
         return (x * inverse).mul_(weight).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, inverse, weight = ctx.saved_tensors
         grad = grad.float()
         to_weight = (grad * x * inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
@@ -158,12 +159,12 @@ class _Rotary(torch.autograd.Function):
     """Rotary positions of (B, T, H, D), computed in float32: (B, H, T, D) in the dtype that came in."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         return _rotate(x.transpose(1, 2), cos, sin).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return _rotate(grad.transpose(1, 2), cos.transpose(1, 2), -sin.transpose(1, 2)).to(grad.dtype), None, None
 

@@ -12,8 +12,8 @@ def quiet() -> None:
     """Silence load reports and bars of transformers, notices of bitsandbytes and of deprecated names inside peft. Once."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").addFilter(lambda record: "kernels" not in record.getMessage())
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.backends.utils", "bitsandbytes.cextension"):
         logging.getLogger(name).setLevel(logging.ERROR)

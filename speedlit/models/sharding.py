@@ -111,9 +111,9 @@ def average_gradients(weights: list[torch.Tensor]) -> None:
 
 def clip(weights: list[torch.Tensor], limit: float) -> torch.Tensor:
     """The norm of all gradients, shares and whole ones, which are scaled down to ``limit`` where it is larger."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    apart = [[g for g in gradients if isinstance(g, DTensor)], [g for g in gradients if not isinstance(g, DTensor)]]
-    norm = torch.stack([whole(torch.nn.utils.get_total_norm(part)) for part in apart if part]).norm()
+    gradients: list[torch.Tensor] = [weight.grad for weight in weights if weight.grad is not None]
+    apart: list[list[torch.Tensor]] = [[g for g in gradients if isinstance(g, DTensor)], [g for g in gradients if not isinstance(g, DTensor)]]
+    norm: torch.Tensor = torch.stack([whole(torch.nn.utils.get_total_norm(part)) for part in apart if part]).norm()
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor.to(gradient.device))

@@ -117,7 +117,7 @@ class SpeedModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Build the network; Lightning may call this more than once."""
-        if self.model is not None:
+        if isinstance(self.model, torch.nn.Module):
             return
         self.assemble()
         self.model.train()  # weights are loaded in eval mode, and Lightning leaves the mode alone
@@ -125,8 +125,9 @@ class SpeedModule(L.LightningModule):
         if self.spread:
             self.refuse_spread()
             narrow = str(self.trainer.precision).startswith("bf16") and not isinstance(self.adapter, QLoRA)
+            strategy: Any = self.trainer.strategy
             for network in self.networks():
-                shard(network, self.device_mesh["data_parallel"], narrow, self.trainer.strategy.cpu_offload)  # type: ignore[index]
+                shard(network, self.device_mesh["data_parallel"], narrow, strategy.cpu_offload)  # type: ignore[index]
 
     @property
     def spread(self) -> bool:

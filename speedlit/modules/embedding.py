@@ -169,7 +169,8 @@ class EmbeddingModule(SpeedModule):
             kl = self.graded == "kl"
             found = contrastive.graded_kl(own, grades, self.temperature, self.graded_temperature) if kl else contrastive.margin_mse(own, grades)
             total = total + self.graded_weight * found
-        return total
+        summed: torch.Tensor = total
+        return summed
 
     def weight(self, step: Batch) -> int:
         """Queries."""

@@ -65,8 +65,9 @@ class Server(ThreadingHTTPServer):
         """Bind without the reverse name look-up of ``HTTPServer``, which can take seconds offline."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
+        address: tuple[str, int] = self.socket.getsockname()
+        self.server_address = address
+        self.server_name, self.server_port = address[:2]
 
 
 class Handler(BaseHTTPRequestHandler):

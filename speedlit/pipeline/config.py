@@ -388,7 +388,8 @@ def typed(values: dict[str, Any], words: Sequence[Sequence[str]]) -> tuple[RunCo
 
     if fault(values, words) is None:
         return build(values, words), []
-    bad, good = [], {}  # one value at a time, so that each tells its own mistake
+    bad: list[str] = []
+    good: dict[str, Any] = {}  # one value at a time, so that each tells its own mistake
     for branch in branches(values):
         line = fault(branch)
         if line is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,14 @@ def preflight(names: Iterable[str], plain: Mapping[str, Any]) -> None:
     for name in names:
         key = "embedder_base" if name == "embedder" and plain["embedder_base"] else "base"
         bases[key] = plain[key]
-        mistakes += said(lambda name=name, key=key: check_recipe(plain[name], plain[key]), f"{name}: ")  # type: ignore[misc]
+        mistakes += said(partial(check_recipe, plain[name], plain[key]), f"{name}: ")
     for key, base in bases.items():
-        mistakes += said(lambda base=base: check_base(base), f"{key}: ")  # type: ignore[misc]
+        mistakes += said(partial(check_base, base), f"{key}: ")
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
 
 
-def said(check: Any, prefix: str) -> list[str]:
+def said(check: Callable[[], Any], prefix: str) -> list[str]:
     """What a check complains about, a line each; nothing where it passes."""
     try:
         check()

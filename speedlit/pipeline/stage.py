@@ -63,7 +63,7 @@ def config_slice(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, 
         value: Any = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        out[key] = fit_recipe(value) if isinstance(value, Mapping) and "recipe" in value else value  # a changed recipe file counts
+        out[key] = fit_recipe(dict(value)) if isinstance(value, Mapping) and "recipe" in value else value  # a changed recipe file counts
         if key in ("base", "embedder_base") and isinstance(value, str):
             out[f"{key} files"] = model_mark(value)
         if key == "prompts" and isinstance(value, str):
