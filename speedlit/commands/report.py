@@ -20,7 +20,10 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("root")
     parser.add_argument("--to", help="file to write (default: ROOT/report.html)")
+    parser.add_argument("--records", type=int, default=50_000, metavar="N", help="answers in the record browser, at most (default: %(default)s; 0: none)")
     known = parser.parse_args(argv)
+    if known.records < 0:
+        raise UsageError(f"--records {known.records}: give 0 or more")
     root = Path(known.root)
     if not (root / "run.json").is_file():
         raise UsageError(f"{root} is not the root of a run (it has no run.json); name the folder given as --root to `speedlit run`")
@@ -29,6 +32,6 @@ def run(argv: list[str]) -> int:
     made = read_object(root / "run.json", "identity", "config")
     target = Path(known.to) if known.to else root / "report.html"
     with atomic(target) as stream:
-        stream.write(document(root, made["identity"]["name"], made["config"]))
+        stream.write(document(root, made["identity"]["name"], made["config"], known.records))
     print(target)
     return 0

@@ -10,6 +10,7 @@ from speedlit.context import Context
 from speedlit.files import atomic
 from speedlit.pipeline.loop import stages, summarise
 from speedlit.report.page import page
+from speedlit.report.records import LIMIT
 
 
 def run(ctx: Context) -> None:
@@ -20,10 +21,10 @@ def run(ctx: Context) -> None:
             stream.write(text)
 
 
-def document(root: Path, name: str, config: Mapping[str, Any]) -> str:
-    """The page of a run, as far as it has come."""
+def document(root: Path, name: str, config: Mapping[str, Any], records: int = LIMIT) -> str:
+    """The page of a run, as far as it has come; ``records`` is how many its browser holds at most."""
     every = stages()
     folders = {key: stage.folder(root) for key, stage in every.items() if (stage.folder(root) / "_SUCCESS").exists()}
     own = config["evaluation"]["data"]
     data = Path(own) if own else folders["dataset"] / "evaldata" if "dataset" in folders else None
-    return page(name, summarise(root, every, dict(config), write=False), folders, root, data)
+    return page(name, summarise(root, every, dict(config), write=False), folders, root, data, records)

@@ -7,11 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from speedlit.report.browser import browser
 from speedlit.report.costs import costs
 from speedlit.report.curves import curves
 from speedlit.report.gates import gates
 from speedlit.report.loop_picture import loop_picture, seconds, short
 from speedlit.report.markup import folded, section, table
+from speedlit.report.records import LIMIT, browsed
 from speedlit.report.scaling import scaling
 from speedlit.report.scores import scores
 from speedlit.report.tables import difference_table, quality_table, stage_table
@@ -20,7 +22,14 @@ STATIC = Path(__file__).resolve().parent / "static"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-def page(name: str, summary: Mapping[str, Any], folders: Mapping[str, Path] | None = None, root: Path | None = None, data: Path | None = None) -> str:
+def page(
+    name: str,
+    summary: Mapping[str, Any],
+    folders: Mapping[str, Path] | None = None,
+    root: Path | None = None,
+    data: Path | None = None,
+    records: int = LIMIT,
+) -> str:
     """The whole document, with a part for everything that there is so far.
 
     Args:
@@ -29,6 +38,7 @@ def page(name: str, summary: Mapping[str, Any], folders: Mapping[str, Path] | No
         folders: of the finished stages, by name; without them there are no curves and no records.
         root: the run's folder, for studies below it.
         data: the folder of local evaluation sets.
+        records: at most about so many in the browser.
     """
     folders = folders or {}
     parts = {
@@ -39,17 +49,22 @@ def page(name: str, summary: Mapping[str, Any], folders: Mapping[str, Path] | No
         "scores": ("Embedder", scores(summary.get("embedders"), data)),
         "scaling": ("Scaling", scaling(root) if root else ""),
         "costs": ("What a sample cost", costs(summary.get("costs"))),
+        "records": ("Records", browser(browsed(folders, records))),
     }
     drawn = {key: section(key, title, *body) for key, (title, *body) in parts.items()}
     links = "".join(f'<li><a href="#{key}">{escape(parts[key][0])}</a></li>' for key, text in drawn.items() if text)
     body = "\n".join(filter(None, drawn.values()))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>speedlit: {escape(name)}</title>\n<style>\n{static('report.css')}</style></head>\n<body>\n"
-        f'<a class="skip" href="#content">To the content</a>\n<header><p class="brand">speedlit report</p><h1>{escape(name)}</h1>\n{facts(summary)}\n'
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n<main id="content" tabindex="-1">\n{body}\n</main>\n</body>\n</html>\n'
+    head = "".join(
+        [
+            f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">',
+            f"<title>speedlit: {escape(name)}</title>\n<style>\n{static('report.css')}</style>",
+        ]
     )
+    top = f'<header><p class="brand">speedlit report</p><h1>{escape(name)}</h1>\n{facts(summary)}\n<nav aria-label="Contents"><ul>{links}</ul></nav></header>'
+    content = f'<a class="skip" href="#content">To the content</a>\n{top}\n<main id="content" tabindex="-1">\n{body}\n</main>'
+    script = f"<script>\n{static('report.js')}</script>"
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{content}\n{script}\n</body>\n</html>\n'
 
 
 def static(name: str) -> str:
