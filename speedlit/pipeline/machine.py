@@ -138,10 +138,10 @@ def bitsandbytes_trouble() -> str:
         from bitsandbytes import functional
 
         weights = torch.linspace(-1, 1, 64 * 64, device=device).reshape(64, 64)
-        error = (functional.dequantize_4bit(*functional.quantize_4bit(weights, quant_type="nf4")) - weights).abs().max().item()
+        off = (functional.dequantize_4bit(*functional.quantize_4bit(weights, quant_type="nf4")) - weights).abs().max().item()
     except Exception as error:  # noqa: BLE001 (a broken native library fails in any way it likes; the finding says how)
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no message'}"
-    return "" if error < 0.2 else f"packs weights wrongly on {device} (off by {error:.2g})"
+    return "" if off < 0.2 else f"packs weights wrongly on {device} (off by {off:.2g})"
 
 
 def extras() -> list[Finding]:

@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speedlit.report.figures import draw, series
 from speedlit.report.markup import figure
@@ -83,7 +83,8 @@ def drawing(stage: str, measure: str, found: Mapping[str, Curve]) -> str:
             x, y = zip(*thinned(curve), strict=True)
             ax.plot(x, y, color=series(place), linewidth=1.6, label=name, marker="o" if len(x) < 8 else None, markersize=3)
         ax.set_xlabel("step")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ticks: Any = ax.xaxis.get_major_locator()
+        ticks.set_params(integer=True)
         if len(found) > 1:
             ax.legend()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 INK, FAINT = "#010101", "#020202"
 SERIES = ("#030301", "#030302", "#030303", "#030304", "#030305")
 COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", **{key: f"var(--series-{i})" for i, key in enumerate(SERIES, 1)}}  # drawn in the keys
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "speedlit", "font.size": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": FAINT,
     "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8, "figure.constrained_layout.use": True,
