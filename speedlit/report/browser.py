@@ -26,7 +26,7 @@ def browser(found: Browsed) -> str:
             note(f"{share}Every answer of every writer, with its whole lineage."),
             '<noscript><p class="verdict bad">The record browser needs JavaScript.</p></noscript>',
             '<form class="filters" role="search" aria-label="Records"><label class="search">Search',
-            '<input type="search" autocomplete="off" spellcheck="false" placeholder="words, or an id"></label>',
+            '<input type="search" autocomplete="off" spellcheck="false" placeholder="words, &quot;a phrase&quot;, or an id"></label>',
             f'{selects}<button type="reset">Clear</button></form>',
             '<p class="count" role="status">unpacking ...</p>',
             '<div class="browser"><div class="list" role="listbox" tabindex="0" aria-label="Records" aria-describedby="record-keys">',

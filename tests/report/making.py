@@ -68,7 +68,7 @@ def make_many(root: Path, count: int) -> dict[str, Path]:
         prompts[-1] |= {"use": "root", "template": "mini/retrieval@1", "messages": [{"role": "user", "content": text}], "keys": KEYS}
         for index in range(5):
             texts = (f"query {place} {index}", f"answer {place} {index}", f"other {place} {index}")
-            records.append({"id": content_id([place, index]), "generation_id": name, "prompt_id": name, "fields": dict(zip(KEYS, texts, strict=True))})
+            records.append({"id": f"{5 * place + index:016x}", "generation_id": name, "prompt_id": name, "fields": dict(zip(KEYS, texts, strict=True))})
             records[-1] |= {"query": texts[0], "positive": texts[1], "negatives": [texts[2]], "parsed_by": "strict"}
     write_jsonl(folders["tasks"] / "tasks.jsonl", [what.to_json()])
     write_jsonl(folders["tasks"] / "prompts.jsonl", prompts)

@@ -11,7 +11,7 @@
   const form = frame.querySelector("form"), search = form.querySelector("input"), count = frame.querySelector(".count");
   const selects = [...form.querySelectorAll("select")];
   const sources = JSON.parse(document.getElementById("sources").textContent);
-  const all = []; // {prompt, record, source, kind, fate, revision, text}
+  const all = []; // {prompt, record, source, kind, fate, revision, words}
   let found = [], at = -1, ready = false;
 
   // -- unpacking ------------------------------------------------------------------------------------------------
@@ -22,12 +22,12 @@
   }
 
   function take(prompt) {
-    prompt.text_ = [prompt.id, ...prompt.task, ...prompt.topic, prompt.text].join("\n").toLowerCase();
+    prompt.words = [prompt.task[1], prompt.topic[1], prompt.text].join("\n").toLowerCase();
     for (const record of prompt.records) {
-      const texts = [record.id, record.g, record.triplet || "", ...(record.f || [record.x]), ...((record.revision || {}).after || [])];
+      const texts = [...(record.f || [record.x]), ...((record.revision || {}).after || [])];
       all.push({
         prompt, record, kind: prompt.kind, source: sources[record.s], fate: record.fate,
-        revision: record.revision ? record.revision.status : "none", text: texts.join("\n").toLowerCase(),
+        revision: record.revision ? record.revision.status : "none", words: texts.join("\n").toLowerCase(),
       });
     }
   }
@@ -54,13 +54,22 @@
 
   // -- filters --------------------------------------------------------------------------------------------------
 
+  // A word of 16 hex digits is an id; words in quotes are looked for together.
+  function holds(row, word) {
+    if (/^[0-9a-f]{16}$/.test(word)) {
+      const { prompt, record } = row;
+      return [record.id, record.g, record.triplet, prompt.id, prompt.task[0], prompt.topic[0]].includes(word);
+    }
+    return row.words.includes(word) || row.prompt.words.includes(word);
+  }
+
   function filter() {
     if (!ready) return;
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = (search.value.toLowerCase().match(/"[^"]+"|\S+/g) || []).map((word) => word.replace(/^"(.+)"$/, "$1"));
     const wanted = selects.filter((select) => select.value).map((select) => [select.dataset.filter, select.value]);
     const kept = at >= 0 ? found[at] : null;
     found = all.filter((row) => wanted.every(([name, value]) => row[name] === value)
-      && words.every((word) => row.text.includes(word) || row.prompt.text_.includes(word)));
+      && words.every((word) => holds(row, word)));
     count.textContent = `${found.length.toLocaleString("en")} of ${all.length.toLocaleString("en")} records`;
     rows.style.height = `${found.length * ROW}px`;
     at = kept ? found.indexOf(kept) : -1;
