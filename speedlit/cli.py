@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "synth": ("synth", "the loop", "one synthesis stage, or one shard of it"),
     "teacher": ("teacher", "the loop", "serve the embedded, OpenAI-compatible teacher"),
     "report": ("report", "the loop", "one self-contained HTML page about a run"),
+    "study": ("study", "the loop", "scaling, ablation and cross-model studies of a run"),
     "shard": ("shard", "training", "any JSONL or Hugging Face dataset to training shards"),
     "fit": ("fit", "training", "train a module on shards (LightningCLI)"),
     "validate": ("fit", "training", "one validation pass"),

@@ -11,9 +11,10 @@ _speedlit() {{
     if [ "$COMP_CWORD" -eq 1 ]; then words="{commands}"
     elif [ "$before" = --config ]; then words="{recipes}"
     elif [ "$before" = --until ] || [ "$before" = --from ] || [ "$command $before" = "synth synth" ]; then words="{stages}"
+    elif [ "$command $before" = "study study" ]; then words="scaling ablation cross-model"
     elif [ "${{word#--}}" != "$word" ]; then
         case $command in
-            run|plan|synth) words="--config --root --topics {keys}" ;;
+            run|plan|synth|study) words="--config --root --topics {keys}" ;;
             fit|validate|test|predict) words="--config --print_config --help-all --ckpt_path --data.shards --trainer.max_steps --trainer.default_root_dir" ;;
         esac
     fi

@@ -77,7 +77,7 @@ class Maker:
         self._asked: dict[tuple[str, int], str] = {key: rng.choice(forms) for key, forms in FORMS.items()}
 
     def retrieval(self) -> dict[str, Any]:
-        """Corpus, queries and judgements."""
+        """Corpus, queries and judgements, and the topic of each query, which no model sees (``speedlit study`` groups the queries by it)."""
         pool = sorted({(t, a, c) for t, a in self.cells for c in self.world.admitted[t, a]})
         asked = [(fact, style) for fact in pool for style in QUERY_STYLES]
         asked = self.rng.sample(asked, min(self.sizes["queries"], len(asked)))
@@ -88,14 +88,15 @@ class Maker:
         texts = list(dict.fromkeys(render(d) for d in documents))
         told = {render(d): d for d in documents}
         corpus = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(texts)]
-        queries, judged = [], []
+        queries, judged, topics = [], [], []
         for i, ((topic, attribute, concept), style) in enumerate(asked):
             text = render(Statement(topic, {attribute: self._asked[attribute, concept]}, style))
             queries.append({"_id": f"q{i}", "text": text})
+            topics.append({"query-id": f"q{i}", "topic": TOPICS[topic], "group": f"{topic}/{attribute}"})
             hits = [row["_id"] for row in corpus if told[row["text"]].topic == topic and told[row["text"]].concept(attribute) == concept]
             judged += [{"query-id": f"q{i}", "corpus-id": hit, "score": 1} for hit in hits]
         folder = "WorldRetrieval/"
-        files = {"README.md": RETRIEVAL_README, "corpus.jsonl": corpus, "queries.jsonl": queries, "qrels/test.jsonl": judged}
+        files = {"README.md": RETRIEVAL_README, "corpus.jsonl": corpus, "queries.jsonl": queries, "qrels/test.jsonl": judged, "topics.jsonl": topics}
         return {folder + name: rows for name, rows in files.items()}
 
     def _any_fact(self) -> Fact:

@@ -271,6 +271,34 @@ class Assumed:
 
 
 @dataclass
+class Study:
+    """What ``speedlit study`` trains on a finished run; no stage reads it. Profiles: configs/study/.
+
+    Args:
+        source: data of scaling and of the backbones: junior, senior, refined, teacher, control.
+        sizes: triplets of the nested subsets; empty takes all there are and four halvings of them.
+        seeds: fits per cell, with the seeds 0, 1 and so on.
+        steps: optimizer steps of each fit; null keeps the recipe's own.
+        triplets: of each variant at most; null takes as many as the smallest has.
+        variants: of the ablation: full, no-revisor, no-dpo, junior-only, sft-on-chosen, sft-on-chosen+revisor, teacher; untruncated is a loop of its
+            own, which asks the teacher.
+        backbones: embedders of cross-model, each with name and, where they differ from the recipe's, attention and pooling.
+        generators: base models of cross-model, each tuned on the run's seed records.
+        processes: cells at a time, one torch thread each.
+    """
+
+    source: str = "refined"
+    sizes: list[int] = field(default_factory=list)
+    seeds: int = 3
+    steps: int | None = None
+    triplets: int | None = None
+    variants: list[str] = field(default_factory=lambda: ["full", "no-revisor", "no-dpo", "junior-only", "sft-on-chosen", "sft-on-chosen+revisor"])
+    backbones: list[dict[str, str]] = field(default_factory=list)
+    generators: list[str] = field(default_factory=list)
+    processes: int = 1
+
+
+@dataclass
 class RunConfig:
     """The whole loop.
 
@@ -293,6 +321,7 @@ class RunConfig:
         prices: model of the teacher -> what it costs.
         budget: what the run may spend.
         plan: what ``speedlit plan`` assumes.
+        study: what ``speedlit study`` trains.
     """
 
     name: str = "speed"
@@ -324,6 +353,7 @@ class RunConfig:
     embedder: Training = field(default_factory=lambda: Training("fit/embedder"))
     comparison: Comparison = field(default_factory=Comparison)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    study: Study = field(default_factory=Study)
 
     def plain(self) -> dict[str, Any]:
         """Nested plain dicts, as stages read them."""
