@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "merge": ("merge", "models", "one model from several: average or slerp"),
     "mine": ("mine", "models", "hard negatives for contrastive data"),
     "list": ("list", "about", "recipes, modules, losses, callbacks, teachers"),
+    "init": ("init", "about", "a starter project with an own module, data and a test"),
     "doctor": ("doctor", "about", "what this machine can do, and what a config lacks"),
     "completion": ("completion", "about", "shell completion: bash or zsh"),
 }

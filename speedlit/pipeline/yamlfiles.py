@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Loader(yaml.SafeLoader):  # type: ignore[misc]  # pyyaml has no types
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping.
+    """A YAML mapping; ``{here}`` in its texts becomes the file's folder, so that a project can be moved and used from anywhere.
 
     Raises:
         UsageError: unreadable, not YAML (names line and column), or not a mapping.
@@ -69,7 +70,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds {'nothing' if value is None else type(value).__name__}, not a mapping of keys to values")
-    return value
+    found: dict[str, Any] = here(value, str(path.resolve().parent))
+    return found
+
+
+def here(value: Any, folder: str) -> Any:
+    """The value with ``{here}`` replaced in each of its texts."""
+    if isinstance(value, dict):
+        return {key: here(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [here(item, folder) for item in value]
+    return value.replace("{here}", folder) if isinstance(value, str) else value
 
 
 def key_lines(path: Path) -> dict[str, int]:
@@ -100,7 +111,15 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = find_recipe(name)
     found = nested(read_yaml(path), path.parent)
     assert isinstance(found, dict)
+    if RECIPES.resolve() not in path.resolve().parents:
+        add_code(path.resolve().parent)
     return found
+
+
+def add_code(folder: Path) -> None:
+    """Let a recipe name classes and functions of the files beside it; what is installed keeps its name."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def nested(value: Any, folder: Path) -> Any:
