@@ -52,7 +52,7 @@ def run_suited(name: str, words: list[str]) -> list[Finding]:
     out += teacher(config)
     for stage in (stage for stage in TRAINED if stage in stages_ahead):
         recipes: list[Any] = []
-        if not said(lambda stage=stage, recipes=recipes: recipes.append(fit_recipe(plain[stage])), ""):  # type: ignore[misc]
+        if not said(lambda stage=stage, recipes=recipes: recipes.append(fit_recipe(plain[stage])), ""):
             out += wants(recipes[0], f"{stage}: ", f"{stage}.set.trainer")
     out += asked_of_processor("sampling", config.sampling.processes, config.sampling.dtype)
     return [*out, disk(root)]
@@ -75,7 +75,7 @@ def fit_suited(names: Sequence[str], words: Sequence[str]) -> list[Finding]:
     shards = ((config.get("data") or {}).get("init_args") or {}).get("shards", [])
     for place in shards if isinstance(shards, list) else [shards]:
         path = place.get("path", "") if isinstance(place, dict) else place
-        out += wrong("shards", said(lambda path=path: ShardSet(path), ""))  # type: ignore[misc]
+        out += wrong("shards", said(lambda path=path: ShardSet(path), ""))
     out = out or [Finding(OK, "recipe", f"right; base {base or 'of its own'} and shards are there")]
     root = (config.get("trainer") or {}).get("default_root_dir") or "runs/fit"
     return [*out, *wants(config, "", "trainer"), disk(Path(root))]
