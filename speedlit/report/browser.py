@@ -28,7 +28,7 @@ def browser(found: Browsed) -> str:
             '<form class="filters" role="search" aria-label="Records"><label class="search">Search',
             '<input type="search" autocomplete="off" spellcheck="false" placeholder="words, &quot;a phrase&quot;, or an id"></label>',
             f'{selects}<button type="reset">Clear</button></form>',
-            '<p class="count" role="status">unpacking ...</p>',
+            '<p class="tally" role="status">unpacking ...</p>',
             '<div class="browser"><div class="list" role="listbox" tabindex="0" aria-label="Records" aria-describedby="record-keys">',
             '<div class="rows" role="presentation"></div></div>',
             '<article class="lineage" tabindex="-1" aria-label="Lineage of the record">',

@@ -41,16 +41,17 @@ def row(cells: list[str]) -> str:
     if len(cells) == 1:
         return f'<tr class="group"><th scope="rowgroup" colspan="99">{escape(cells[0])}</th></tr>'
     first, rest = cells[0], cells[1:]
-    marked = ((' class="alarm"' if cell.endswith(ALARM) else ' class="words"' if wordy(cell) else "", cell) for cell in rest)
-    return f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in marked) + "</tr>"
+    return f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td{kind(cell)}>{escape(cell)}</td>" for cell in rest) + "</tr>"
 
 
-def wordy(cell: str) -> bool:
-    """Whether a cell holds words rather than figures."""
-    return len(cell) > 24 and cell[0].isalpha()
+def kind(cell: str) -> str:
+    """The class of a cell: an alarm, words, or a figure so long that print may break it."""
+    if cell.endswith(ALARM):
+        return ' class="alarm"'
+    return f' class="{"words" if cell[0].isalpha() else "long"}"' if len(cell) > 24 else ""
 
 
-def figure(drawing: str, caption: str, kind: str = "") -> str:
+def figure(drawing: str, caption: str, style: str = "") -> str:
     """A drawing with its caption."""
-    named = f' class="{kind}"' if kind else ""
+    named = f' class="{style}"' if style else ""
     return f"<figure{named}>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"

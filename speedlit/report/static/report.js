@@ -8,7 +8,7 @@
   const frame = document.getElementById("records");
   if (!frame || !frame.querySelector(".browser")) return;
   const list = frame.querySelector(".list"), rows = frame.querySelector(".rows"), lineage = frame.querySelector(".lineage");
-  const form = frame.querySelector("form"), search = form.querySelector("input"), count = frame.querySelector(".count");
+  const form = frame.querySelector("form"), search = form.querySelector("input"), count = frame.querySelector(".tally");
   const selects = [...form.querySelectorAll("select")];
   const sources = JSON.parse(document.getElementById("sources").textContent);
   const all = []; // {prompt, record, source, kind, fate, revision, words}
