@@ -28,7 +28,7 @@ WHO = {
     **dict.fromkeys(("candidates", "synthesis", "refinement"), "own model"),
 }
 SAYS = {"teacher": "asks the teacher", "training": "trains a model", "own model": "a trained model writes", "": "filters, measures"}
-BOX = (98, 36)
+BOX = (94, 36)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Layout:
         return 6 + column * self.pitch[0], 8 + row * self.pitch[1]
 
 
-LAYOUTS = (Layout("wide", WIDE, (181, 104), (1196, 262)), Layout("narrow", NARROW, (196, 92), (356, 886)))
+LAYOUTS = (Layout("wide", WIDE, (186, 104), (1216, 262)), Layout("narrow", NARROW, (196, 92), (356, 886)))
 
 
 def loop_picture(stages: Mapping[str, Any], costs: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,7 @@ from speedlit.synthesis.lines import count_lines, rows
 LIMIT = 50_000  # records on one page
 PART = 1_000
 HELD_OUT = ("test", "validation")
+USES = ("synthetic", "root", "seed", *HELD_OUT)  # the list begins with what the loop is for
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def lineages(folders: Mapping[str, Path], used: Sequence[Source], chosen: Chosen
     add_ranks(chosen, folders)
     add_revisions(chosen, folders)
     add_fates(chosen, folders)
-    return [prompt for prompt in chosen.prompts.values() if prompt["records"]]
+    made = [prompt for prompt in chosen.prompts.values() if prompt["records"]]
+    return sorted(made, key=lambda prompt: USES.index(prompt["use"]) if prompt["use"] in USES else len(USES))
 
 
 def files(folders: Mapping[str, Path], source: Source) -> tuple[Path, Path]:
