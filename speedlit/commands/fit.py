@@ -19,7 +19,7 @@ HELP = """usage: speedlit {fit,validate,test,predict} --config NAME|FILE [--conf
   --trainer.callbacks+=Throughput                                    append to a list
   --trainer.default_root_dir DIR   where checkpoints, metrics.csv and model/ go (default: runs/fit)
   --ckpt_path FILE         go on from this checkpoint; without it fit goes on from DIR/checkpoints/last.ckpt, if it is there
-  --print_config           print the recipe with everything filled in, and stop
+  --print_config           print the recipe with every key and what it means, and stop
   --help-all               every key of the classes that --config names (default: fit/junior), with types and defaults
 
 fit trains and leaves DIR/model; validate, test and predict run one pass with the weights of --ckpt_path or DIR/checkpoints/last.ckpt.
@@ -86,10 +86,10 @@ def _root(config: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 
 
 def _print(config: dict[str, Any]) -> int:
-    from speedlit.pipeline.recipe import Checker, make
+    from speedlit.pipeline.recipe import complete
 
-    made = make(_root(config)[0], Checker)
-    print(made.parser.dump(made.config, skip_none=False))
+    print("# A recipe with every key. Start: speedlit fit --config FILE, where FILE holds this.")
+    print(complete(_root(config)[0]), end="")
     return 0
 
 

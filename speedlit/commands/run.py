@@ -11,6 +11,8 @@ from pathlib import Path
 from speedlit.errors import UsageError
 from speedlit.pipeline.config import RunConfig, parse
 
+FREE = ("set", "prices", "answer_tokens")  # mappings whose keys are the user's
+
 
 def run(argv: list[str]) -> int:
     """Parse the words after ``run``, run the loop, print its tables."""
@@ -30,13 +32,14 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--shard", metavar="i/n", help="with --only: do the i-th of n parts (i from 0)")
     parser.add_argument("--executor", choices=["local", "slurm"], default="local", help="slurm: each stage a job, submitted and followed from here")
     parser.add_argument("--detach", action="store_true", help="with --executor slurm: submit and leave; the same command without it follows")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--print_config", action="store_true", help="print the config with every key and what it means, and stop")
     known, rest = parser.parse_known_args(argv)
     config = configure(known.config, rest, known.root, known.topics)
     if known.print_config:
-        import yaml
+        from speedlit.pipeline.commented import dump, of_dataclass
 
-        print(yaml.safe_dump(config.plain(), sort_keys=False), end="")
+        print(f"# speedlit run --config {known.config}, with every key. Start: speedlit run --config FILE, where FILE holds this.")
+        print(dump(config.plain(), of_dataclass(config), lambda path: path[-1] not in FREE), end="")
         return 0
     check_words(known)
     quiet_libraries()

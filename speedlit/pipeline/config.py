@@ -78,7 +78,14 @@ class Counts:
 
 @dataclass
 class Embedded:
-    """The noise of the embedded teacher's three roles, as the share of its answers that are spoilt."""
+    """The noise of the embedded teacher's three roles, as the share of its answers that are spoilt.
+
+    Args:
+        writer_noise: of records and tasks.
+        judge_noise: of rankings.
+        critic_noise: of revisions.
+        world_seed: which world it knows; the base model has read about world 0.
+    """
 
     writer_noise: float = 0.03
     judge_noise: float = 0.0

@@ -24,6 +24,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
+from speedlit.pipeline import commented
 from speedlit.pipeline.yamlfiles import merge, nested, reason, suggestion
 from speedlit.plugins import plugins
 from speedlit.strategies import environment, strategy
@@ -57,6 +58,14 @@ FIXED = {
     "gradient_clip_val": "model.init_args.clip",
 }
 TOP = ("seed_everything", "model", "data", "optimizer", "trainer", "ckpt_path", "threads")
+MEANINGS = {
+    "seed_everything": "every draw derives from it",
+    "model": "what is trained, and how",
+    "data": "what it is trained on",
+    "trainer": "how long and where: Lightning's Trainer",
+    "ckpt_path": "checkpoint to go on from; null takes the last one of trainer.default_root_dir, if there is one",
+    "threads": "torch threads; null leaves torch's default",
+}
 NESTED: dict[str, Any] = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
 
 
@@ -135,6 +144,42 @@ def without(config: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
     below = config[head]
     shorter = without(below, tail) if isinstance(below, dict) else None
     return None if shorter is None else {**config, head: shorter}
+
+
+def complete(config: dict[str, Any]) -> str:
+    """The recipe with everything filled in, as YAML in which each key says what it means; a recipe itself."""
+    made = make(config, Checker)
+    values = {key: value for key, value in yaml.safe_load(made.parser.dump(made.config, skip_unset=False)).items() if key in TOP}
+    return commented.dump({key: values[key] for key in TOP if key in values}, explainer(values))
+
+
+def explainer(values: dict[str, Any]) -> commented.Explain:
+    """Says of each key of a filled-in recipe what it means, in the words of the class that reads it."""
+    said = {(key,): text for key, text in MEANINGS.items()}
+    plain = {**NESTED, "adapter": QLoRA}  # LoRA's keys are among its own
+
+    def note(cls: Any, path: tuple[str, ...]) -> None:
+        said.update({(*path, name): text for name, text in commented.meanings(cls).items()})
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, list):
+            for number, item in enumerate(value):
+                walk(item, (*path, str(number)))
+        if not isinstance(value, dict):
+            return
+        if isinstance(value.get("class_path"), str):
+            module, _, attribute = value["class_path"].rpartition(".")
+            cls = getattr(import_module(module), attribute)
+            said[(*path, "class_path")] = commented.headline(cls)
+            note(cls, (*path, "init_args"))
+        elif path[-1:] and path[-1] in plain:
+            note(plain[path[-1]], path)
+        for key, item in value.items():
+            walk(item, (*path, str(key)))
+
+    walk(values, ())
+    note(L.Trainer, ("trainer",))
+    return lambda path: said.get(path, "")
 
 
 def full_help(config: dict[str, Any]) -> str:
