@@ -1,7 +1,8 @@
 """BERT encoders on a CPU, for inference: the same sums with weights packed once for the matrix products.
 
 Query, key and value are one product; the activation and the residual are added inside the products; a batch without padding
-has no mask. Only for weights that do not change any more: the packed copies would not follow.
+has no mask. Attention is made of batched products where they are faster than torch's fused kernel (docs/benchmarks.md): in bfloat16 for all
+lengths, in float32 for short texts. Only for weights that do not change any more: the packed copies would not follow.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 from torch.nn import functional
 
 TOKENS = 1024  # about how many are packed for
+SHORT = 64  # tokens of a text up to which a softmax costs more than its exponentials
+STEEP = 60.0  # scores up to which exponentials need no maximum taken off, with room for sums in float32 and bfloat16
+ROOM = 1 << 22  # scores at a time
 
 
 def speed_up_bert(model: Any) -> int:
@@ -47,16 +51,63 @@ class _Layer:
         self.norms = attention.output.LayerNorm, layer.output.LayerNorm
         self.heads = attention.self.num_attention_heads
 
-    def __call__(self, x: torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, shape: tuple[int, int], real: torch.Tensor | None) -> torch.Tensor:
         """(B * T, D) to the same."""
         linear = torch.ops.mkldnn._linear_pointwise
-        width = x.shape[1]
-        q, k, v = linear(x, *self.qkv, "none", [], "").view(*shape, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(-1, width)
+        attended = _attend(linear(x, *self.qkv, "none", [], "").view(*shape, 3, self.heads, -1), real)
         x = self.norms[0](linear.binary(attended, x, *self.out, "add"))
         inner = linear(x, *self.up, "gelu", [], "none")
         done: torch.Tensor = self.norms[1](linear.binary(inner, x, *self.down, "add"))
         return done
+
+
+def _attend(qkv: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Attention of (B, T, 3, H, D) to (B * T, H * D); ``real`` (B, T) says which tokens are no padding, None that all are."""
+    rows, length, _, heads, width = qkv.shape
+    qkv = qkv.permute(2, 0, 3, 1, 4)
+    if length <= SHORT:
+        out = _short(qkv, real)
+    elif qkv.dtype == torch.bfloat16:
+        out = _long(qkv, real)
+    else:
+        mask = None if real is None else real[:, None, None, :]
+        out = functional.scaled_dot_product_attention(*qkv, attn_mask=mask)
+    return out.view(rows, heads, length, width).transpose(1, 2).reshape(rows * length, heads * width)
+
+
+def _short(qkv: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Softmax as exponentials and their sum, which a column of ones beside the values yields; padding has values and ones of 0."""
+    _, rows, heads, length, width = qkv.shape
+    q, k = (part.reshape(rows * heads, length, width) for part in qkv[:2])
+    scores = torch.bmm(q.mul_(width**-0.5), k.transpose(1, 2))
+    lowest, highest = scores.aminmax()
+    if not -STEEP < float(lowest) <= float(highest) < STEEP:
+        return functional.scaled_dot_product_attention(*qkv, attn_mask=None if real is None else real[:, None, None, :])
+    values = qkv.new_empty(rows, heads, length, width + 1)
+    values[..., :width] = qkv[2]
+    values[..., width] = 1
+    if real is not None:
+        values *= real[:, None, :, None]
+    sums = torch.bmm(scores.exp_(), values.view(rows * heads, length, width + 1))
+    return sums[..., :width] / sums[..., width:]
+
+
+def _long(qkv: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Some texts at a time, whose scores and weights lie in one place: fresh memory of that size would cost more than the products."""
+    _, rows, heads, length, width = qkv.shape
+    q, k, v = qkv.reshape(3, rows, heads * length, width)
+    q.mul_(width**-0.5)
+    size = min(rows, max(1, ROOM // (heads * length * length)))
+    room, out = qkv.new_empty(size * heads, length, length), qkv.new_empty(rows, heads * length, width)
+    for start in range(0, rows, size):
+        some = slice(start, start + size)
+        left, right, values = (part[some].view(-1, length, width) for part in (q, k, v))
+        scores = torch.bmm(left, right.transpose(1, 2), out=room[: len(left)])
+        if real is not None:
+            scores.view(-1, heads, length, length).masked_fill_(~real[some, None, None, :], float("-inf"))
+        torch.softmax(scores, -1, out=scores)
+        torch.bmm(scores, values, out=out[some].view(-1, length, width))
+    return out
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:
@@ -72,10 +123,8 @@ def _forward(bert: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | 
     if torch.is_grad_enabled() or bert.training or used:
         return type(bert).forward(bert, input_ids, attention_mask, **kwargs)
     x = bert.embeddings(input_ids=input_ids, token_type_ids=kwargs.get("token_type_ids"))
-    mask = None
-    if attention_mask is not None and not bool(attention_mask.all()):
-        mask = torch.zeros(attention_mask.shape, dtype=x.dtype).masked_fill_(attention_mask == 0, torch.finfo(x.dtype).min)[:, None, None, :]
+    real = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
     shape, flat = x.shape[:2], x.reshape(-1, x.shape[-1])
     for layer in bert.packed:
-        flat = layer(flat, shape, mask)
+        flat = layer(flat, shape, real)
     return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=flat.view(*shape, -1))

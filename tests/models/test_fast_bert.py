@@ -1,6 +1,9 @@
+import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertModel
 
+from speedlit.models import fast_bert
 from speedlit.models.fast_bert import speed_up_bert
 from tests.helpers import tiny_bert
 
@@ -20,3 +23,19 @@ def test_the_fast_forward_gives_the_same_hidden_states(tmp_path):
     one = fast(ids, mask).last_hidden_state  # with gradients the class's own forward computes
     one.float().sum().backward()
     assert fast.encoder.layer[0].output.dense.weight.grad is not None
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("length", [9, 80])
+@pytest.mark.parametrize("size", [1, 40])  # 40: scores that exponentials alone would not bear
+def test_attention_equals_torchs_with_and_without_padding(dtype, near, length, size, monkeypatch):
+    monkeypatch.setattr(fast_bert, "ROOM", 2 * 4 * 80 * 80)  # two long texts at a time, then the last one
+    generator = torch.Generator().manual_seed(length)
+    qkv = torch.randn(3, length, 3, 4, 8, generator=generator)
+    qkv[:, :, :2] *= size**0.5
+    for real in (None, torch.arange(length) < torch.tensor([[length], [1], [length - 3]])):
+        mask = None if real is None else real[:, None, None, :]
+        usual = scaled_dot_product_attention(*qkv.to(dtype).float().permute(2, 0, 3, 1, 4), attn_mask=mask).transpose(1, 2).reshape(3 * length, -1)
+        found = fast_bert._attend(qkv.to(dtype), real)
+        assert found.dtype == dtype and found.isfinite().all()
+        assert (found.float() - usual).norm() < near * size**0.5 * usual.norm()
