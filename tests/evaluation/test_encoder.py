@@ -29,12 +29,6 @@ def test_minilm_equals_sentence_transformers(minilm):
     assert np.abs(package.vectors(TEXTS[:2]) - reference[:2]).max() < 1e-5
 
 
-@pytest.mark.slow
-def test_stsbenchmark_anchor(minilm, evaldata):
-    scores = evaluate_folder(str(minilm), ["STSBenchmark"], str(evaldata), pooling="mean", max_length=256, instruct=False, progress=False)
-    assert scores["STSBenchmark"] == pytest.approx(0.8203, abs=5e-4)
-
-
 @pytest.mark.parametrize("make", [tiny_llama, tiny_bert, tiny_mistral])
 @pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean", "cls"])
 def test_vectors_do_not_depend_on_neighbours_or_batch_size(make, pooling, tmp_path):
