@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,8 @@ class Chosen:
     prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def of(self, path: Path, key: str) -> Iterator[dict[str, Any]]:
-        """The rows of a file whose ``key`` is a chosen prompt; the others are not even parsed."""
-        mark = f'"{key}":"'.encode()
-
-        def other(line: bytes) -> bool:
-            at = line.rfind(mark) + len(mark)  # keys are sorted and quotes inside of texts escaped: the last one is the row's own
-            return at < len(mark) or not self.holds(line[at : at + 16].decode("ascii", "replace"))
-
-        return (row for _, row in rows(path, skip=other)) if path.is_file() else iter(())
+        """The rows of a file whose ``key`` is a chosen prompt; none where there is no such file."""
+        return picked(path, key, self.holds) if path.is_file() else iter(())
 
     def holds(self, prompt: str) -> bool:
         """Whether a prompt is on the page."""
@@ -66,6 +60,20 @@ class Chosen:
             return int(prompt, 16) < self.share * 2**64
         except ValueError:
             return False
+
+
+def picked(path: Path, key: str, wanted: Callable[[str], bool], first: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of a file whose ``key`` holds a wanted id; the others are not even parsed.
+
+    Keys are sorted, and quotes inside of texts are escaped, so the row's own key is the last one on the line, or the ``first``.
+    """
+    mark = f'"{key}":"'.encode()
+
+    def other(line: bytes) -> bool:
+        at = (line.find(mark) if first else line.rfind(mark)) + len(mark)
+        return at < len(mark) or not wanted(line[at : at + 16].decode("ascii", "replace"))
+
+    return (row for _, row in rows(path, skip=other))
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,10 @@ def files(folders: Mapping[str, Path], source: Source) -> tuple[Path, Path]:
 
 def read_prompts(folder: Path, chosen: Chosen) -> None:
     """The chosen prompts, with their tasks."""
-    tasks = {row["id"]: row for _, row in rows(folder / "tasks.jsonl")}
-    for row in (row for _, row in rows(folder / "prompts.jsonl") if chosen.holds(row["id"])):
+    prompts = list(picked(folder / "prompts.jsonl", "id", chosen.holds, first=True))
+    needed = {row["task_id"] for row in prompts}
+    tasks = {row["id"]: row for row in picked(folder / "tasks.jsonl", "id", needed.__contains__, first=True)}
+    for row in prompts:
         task = tasks.get(row["task_id"], {})
         chosen.prompts[row["id"]] = {
             "id": row["id"],

@@ -57,5 +57,5 @@ def words(found: Mapping[str, Any]) -> str:
     between = "" if low is None or high is None else f" [{low:.3g}, {high:.3g}] (95 %)"
     bend = "" if found["p_curvature"] is None else f", curvature p = {found['p_curvature']:.3g}"
     r2 = "" if found["r2"] is None else f"; R2 = {found['r2']:.3f}"
-    verdict = f". {found['verdict']}" if found.get("verdict") else ""
+    verdict = f". The log-linear law: {found['verdict']}" if found.get("verdict") else ""
     return f"score = {found['a']:.4g} + {found['b']:.3g}{between} x log10 N{r2}{bend}{verdict}"
