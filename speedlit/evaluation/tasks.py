@@ -234,7 +234,7 @@ def _own(row: Mapping[str, Any], folder: Path) -> AbsTask:
 
 def _fill(task: AbsTask, folder: Path) -> None:
     """Read the data of a task into memory; tasks with a loader of their own are left to it."""
-    from mteb.abstasks import AbsTask, AbsTaskRetrieval
+    from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 
     loader = type(task).load_data
     if loader not in (AbsTask.load_data, AbsTaskRetrieval.load_data) or task.metadata.is_multilingual:
@@ -251,6 +251,17 @@ def _fill(task: AbsTask, folder: Path) -> None:
     task.data_loaded = True
     if not isinstance(task, AbsTaskRetrieval):
         _check_columns(task, task.dataset, folder)
+        if isinstance(task, AbsTaskClassification):
+            task.dataset = _numbered(task.dataset, task.label_column_name)
+
+
+def _numbered(dataset: Any, column: str) -> Any:
+    """Two labels in words as 0 and 1, in their alphabetical order: mteb's average precision of two classes reads no words."""
+    labels = sorted({str(label) for split in dataset.values() for label in split[column]})
+    if len(labels) != 2 or not all(isinstance(label, str) for split in dataset.values() for label in split[column]):
+        return dataset
+    numbers = {name: [labels.index(label) for label in split[column]] for name, split in dataset.items()}
+    return type(dataset)({name: split.remove_columns(column).add_column(column, numbers[name]) for name, split in dataset.items()})
 
 
 def _splits(task: AbsTask, folder: Path) -> Any:

@@ -41,6 +41,12 @@ def test_scores_are_repeatable_and_seeds_are_put_back(sets):
     assert evaluate(encoder, tasks) == first == evaluate(encoder, load_tasks("Cls,Clu", sets))
 
 
+def test_two_labels_may_be_words(sets):
+    for split in ("train", "test"):
+        jsonl(sets / f"Cls/{split}.jsonl", [{"text": f"{word} it {i}", "label": word} for i in range(10) for word in ("buy", "sell")])
+    assert evaluate(bag_of_words(), load_tasks("Cls", sets))["Cls"] > 0.7
+
+
 def test_clustering_uses_all_documents(sets):
     (task,) = load_tasks("Clu", sets)
     assert task.max_fraction_of_documents_to_embed is None and task.max_document_to_embed is None
