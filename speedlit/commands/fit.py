@@ -95,9 +95,8 @@ def _print(config: dict[str, Any]) -> int:
 
 def _fit(config: dict[str, Any]) -> int:
     """Train, and leave a finished model folder."""
-    from speedlit.pipeline.fitting import add_callbacks, run_fit
+    from speedlit.pipeline.fitting import add_callbacks, finish, run_fit
     from speedlit.pipeline.recipe import make, set_threads
-    from speedlit.strategies import sharded
 
     config, root = _root(config)
     checkpoint = _checkpoint(config, root)
@@ -107,10 +106,9 @@ def _fit(config: dict[str, Any]) -> int:
     if checkpoint is not None:
         print(f"  going on from {checkpoint}", file=sys.stderr)
     run_fit(made, checkpoint or root / "checkpoints" / "none")
-    if hasattr(made.model, "save_model") and (made.trainer.is_global_zero or sharded(made.trainer.strategy)):
-        place = made.model.save_model(root / "model")
-    if made.trainer.is_global_zero and hasattr(made.model, "save_model"):
-        print(f"  {made.trainer.global_step} steps; model in {place}, figures in {root / 'metrics.csv'}", file=sys.stderr)
+    result = finish(made, root)
+    if made.trainer.is_global_zero and "model" in result:
+        print(f"  {result['steps']} steps; model in {result['model']}, figures in {root / 'metrics.csv'}", file=sys.stderr)
     return 0
 
 

@@ -36,29 +36,49 @@ def fit(config: dict[str, Any], out: Path | str, *, progress: bool = True) -> di
         SpeedlitError: the loss is no longer finite, or the disk is full.
     """
     out = Path(out)
+    if (done := begin(config, out)) is not None:
+        return done
+
+    from speedlit.pipeline.recipe import make, set_threads
+
+    set_threads(config)
+    cli = make(placed(config, out))
+    add_callbacks(cli.trainer, progress, out.name)
+    run_fit(cli, out / "checkpoints" / "last.ckpt")
+    return finish(cli, out)
+
+
+def begin(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    """Make ``out`` ready: the result of a finished fit of this recipe, else None; what another recipe has left is removed."""
     identity = {"id": _identity(config)}
-    if (out / RESULT).is_file() and read_json(out / STATE) == identity:
+    before = read_json(out / STATE) if (out / STATE).is_file() else None
+    if before == identity and (out / RESULT).is_file():
         return dict(read_json(out / RESULT))
-    if (out / STATE).is_file() and read_json(out / STATE) != identity:
+    if before is not None and before != identity:
         for name in ("checkpoints", "model", "metrics.csv", RESULT):
             remove(out / name)
     write_json(out / STATE, identity)
+    return None
 
+
+def placed(config: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The recipe with ``out`` as the trainer's folder."""
+    return {**config, "trainer": {**(config.get("trainer") or {}), "default_root_dir": str(out)}}
+
+
+def finish(cli: Any, out: Path) -> dict[str, Any]:
+    """After training: the finished model folder and ``fit.json``; all ranks must come here. Returns what ``fit`` does."""
     from speedlit.callbacks.metrics import Metrics
-    from speedlit.pipeline.recipe import make, set_threads
     from speedlit.strategies import sharded
 
-    set_threads(config)
-    cli = make({**config, "trainer": {**(config.get("trainer") or {}), "default_root_dir": str(out)}})
-    trainer: Any = cli.trainer
-    add_callbacks(trainer, progress, out.name)
-    clock = next(c for c in trainer.callbacks if isinstance(c, Metrics))
-    run_fit(cli, out / "checkpoints" / "last.ckpt")
-    model = out / "model"
-    if trainer.is_global_zero or sharded(trainer.strategy):
-        cli.model.save_model(model)
+    trainer, model = cli.trainer, out / "model"
+    clock = next(callback for callback in trainer.callbacks if isinstance(callback, Metrics))
     final = {**getattr(cli.model, "figures", {}), **{name: float(value) for name, value in trainer.callback_metrics.items()}}
-    result = {"steps": trainer.global_step, "seconds": round(clock.seconds, 3), "final": final, "model": str(model)}
+    result = {"steps": trainer.global_step, "seconds": round(clock.seconds, 3), "final": final}
+    if hasattr(cli.model, "save_model"):
+        if trainer.is_global_zero or sharded(trainer.strategy):
+            cli.model.save_model(model)
+        result["model"] = str(model)
     if trainer.is_global_zero:
         write_json(out / RESULT, result)
     return result

@@ -22,17 +22,19 @@ import yaml
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import atomic, read_object, remove, write_json
 from speedlit.pipeline.config import RunConfig
+from speedlit.pipeline.launch import LAUNCH
 from speedlit.pipeline.loop import Wanted, locked, owned, select, stages, summarise
 from speedlit.pipeline.stage import SUCCESS, Stage, fingerprint, state
 from speedlit.pipeline.yamlfiles import find_recipe, read_yaml, unknown_keys
 
 LOOKS = 3  # times that a job must be gone without its stage's mark before it counts as failed: a shared disk may lag
-ON_GPUS = ("junior", "candidates", "senior", "revisor", "synthesis", "refinement", "embedder", "evaluation")
+TRAINING = ("junior", "senior", "revisor", "embedder")
+ON_GPUS = (*TRAINING, "candidates", "synthesis", "refinement", "evaluation")
 SCRIPT = """#!/bin/bash
 set -uo pipefail
 {setup}
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
-srun --ntasks=1 --kill-on-bad-exit=1 {command}
+{command}
 code=$?
 again() {{
     echo "ended with code $code: the job is requeued"
@@ -46,6 +48,16 @@ case $code in
 esac
 exit "$code"
 """
+ONE = "srun --ntasks=1 --kill-on-bad-exit=1 "  # before the command of a stage that is one process
+# A fit over several ranks: the stage runs in the script itself, and starts its fits through srun. Rank 0 is on the first node, whose name may
+# not resolve on the others; the port lies below those that systems hand out, another one for each attempt.
+RANKS = """first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(scontrol show node --oneliner "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
+export MASTER_ADDR=${{MASTER_ADDR:-${{address:-$first}}}}
+export MASTER_PORT=${{MASTER_PORT:-$((12000 + (SLURM_JOB_ID * 7 + ${{SLURM_RESTART_COUNT:-0}}) % 20000))}}
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=${{TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}}
+export {launch}="srun --nodes=$SLURM_NNODES --ntasks-per-node=$SLURM_NTASKS_PER_NODE --kill-on-bad-exit=1 --open-mode=append --output={log}"
+"""
 
 
 @dataclass
@@ -58,9 +70,10 @@ class Job:
         qos: its class of service.
         constraint: features of the nodes.
         time: longest run, such as ``12:00:00``.
-        cpus: CPUs of a job.
-        memory: memory of a job, such as ``32G``; null leaves it to the cluster.
-        gpus: GPUs of a stage that trains, generates or evaluates; null: none are asked for.
+        cpus: CPUs of a process.
+        memory: memory of a node, such as ``32G``; null leaves it to the cluster.
+        gpus: GPUs, on each of its nodes, of a stage that trains, generates or evaluates; null: none are asked for.
+        nodes: nodes of a stage that trains. With several, or several GPUs, its fits have one rank for each GPU.
         shards: tasks in the array of a stage that can be cut.
         attempts: times that a killed job is requeued.
         setup: lines of shell before the command, such as ``module load cuda``.
@@ -75,16 +88,22 @@ class Job:
     cpus: int = 4
     memory: str | None = None
     gpus: int | None = None
+    nodes: int = 1
     shards: int = 8
     attempts: int = 3
     setup: str = ""
     options: list[str] = field(default_factory=list)
 
+    def ranks(self, stage: str) -> tuple[int, int]:
+        """Nodes of a stage, and processes of its fits on each."""
+        return (self.nodes, self.gpus or 1) if stage in TRAINING else (1, 1)
+
     def words(self, stage: str) -> list[str]:
         """Options of sbatch."""
+        nodes, each = self.ranks(stage)
         asked = {
-            "account": self.account, "partition": self.partition, "qos": self.qos, "constraint": self.constraint, "time": self.time,
-            "cpus-per-task": self.cpus, "mem": self.memory, "gpus": self.gpus if stage in ON_GPUS else None,
+            "account": self.account, "partition": self.partition, "qos": self.qos, "constraint": self.constraint, "time": self.time, "nodes": nodes,
+            "ntasks-per-node": each, "cpus-per-task": self.cpus, "mem": self.memory, "gpus-per-node": self.gpus if stage in ON_GPUS else None,
         }  # fmt: skip
         return [f"--{name}={value}" for name, value in asked.items() if value is not None] + [str(word) for word in self.options]
 
@@ -102,7 +121,7 @@ def read_job(name: str) -> Job:
     if mistakes := unknown_keys(given, vars(Job()), str(path), "job."):
         raise UsageError("\n".join(mistakes))
     given = {key: value for key, value in given.items() if value is not None}
-    for key in ("cpus", "shards", "attempts", "gpus"):
+    for key in ("cpus", "shards", "attempts", "gpus", "nodes"):
         value = given.get(key, 1)
         if not (isinstance(value, int) and value >= 1):
             raise UsageError(f"{path}: job.{key} is {value}; it must be a whole number of at least 1")
@@ -205,12 +224,17 @@ def submit_stage(stage: Stage, plain: dict[str, Any], root: Path, job: Job, afte
         words = [sys.executable, "-m", "speedlit", "run", "--only", stage.name, "--config", str(place / "config.yaml")]
         command = shlex.join(words) + (" --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" if array else "")
         script = place / f"{stage.number:02d}-{stage.name}{'-shard' if array else ''}.sh"
+        setup = job.setup.rstrip()
+        if job.ranks(stage.name) == (1, 1):
+            command = ONE + command
+        else:
+            setup += "\n" + RANKS.format(launch=LAUNCH, log=f"{place}/{stage.number:02d}-{stage.name}-%j-rank%t.log")
         with atomic(script) as stream:
-            stream.write(SCRIPT.format(setup=job.setup.rstrip(), command=command, attempts=job.attempts))
+            stream.write(SCRIPT.format(setup=setup, command=command, attempts=job.attempts))
         after = ids[-1] if ids else after
         log = f"{place}/{stage.number:02d}-{stage.name}-{'%A-%a' if array else '%j'}.log"
         told = slurm(
-            "sbatch", "--parsable", "--requeue", "--open-mode=append", "--nodes=1", "--ntasks=1", "--signal=USR1@120", "--kill-on-invalid-dep=yes",
+            "sbatch", "--parsable", "--requeue", "--open-mode=append", "--signal=USR1@120", "--kill-on-invalid-dep=yes",
             f"--job-name=speedlit-{stage.name}", f"--output={log}", *([f"--array=0-{job.shards - 1}"] if array else []),
             *([f"--dependency=afterok:{after}"] if after else []), *job.words(stage.name), str(script),
         )  # fmt: skip

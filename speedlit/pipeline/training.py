@@ -7,12 +7,14 @@ the embedder starts from the embedder base.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from speedlit.context import Context
 from speedlit.errors import SpeedlitError
+from speedlit.pipeline.launch import LAUNCH, launched
 from speedlit.pipeline.parallel import in_processes
 from speedlit.pipeline.yamlfiles import fit_recipe, merge
 from speedlit.records import Preference, Record, Revision, read_rows
@@ -135,9 +137,12 @@ def job(ctx: Context, name: str, data: Path, adapters: list[Path], out: Path, ov
 
 
 def train(ctx: Context, jobs: list[dict[str, Any]], processes: int | None = None) -> None:
-    """Run fits, several at a time where the config allows; the first one's figures go to the ledger."""
-    workers = min(processes or ctx.config["sampling"]["processes"], len(jobs))
-    results = in_processes("speedlit.pipeline.fitting:fit", jobs, workers, ctx.name)
+    """Run fits, several at a time where the config allows, or each over all ranks of a Slurm job; their figures go to the ledger."""
+    if words := os.environ.get(LAUNCH):
+        results = [launched(**job, words=words) for job in jobs]
+    else:
+        workers = min(processes or ctx.config["sampling"]["processes"], len(jobs))
+        results = in_processes("speedlit.pipeline.fitting:fit", jobs, workers, ctx.name)
     ctx.ledger.notes["fits"] = [
         {"out": Path(j["out"]).relative_to(ctx.out).as_posix() or ".", **{k: r[k] for k in ("steps", "seconds", "final")}}
         for j, r in zip(jobs, results, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -105,3 +106,20 @@ def test_a_stage_that_slurm_wants_to_end_goes_on_in_its_next_attempt(config: Pat
     speedlit(*words)
     assert "ended with code 138: the job is requeued" in (root / "slurm" / f"03-seed-{job}.log").read_text()
     assert records(root) == records(single)
+
+
+def test_a_stage_trains_over_two_nodes(config: Path, single: Path) -> None:
+    """The stage is one process in the job's script, its fit one rank on each node: the losses of the fit in one process."""
+    alone, root, wide = config.parent / "alone-junior", config.parent / "nodes", config.parent / "wide.yaml"
+    wide.write_text(yaml.safe_dump({"job": {"memory": "2000M", "cpus": 1, "nodes": 2}}))
+    for copy in (alone, root):
+        shutil.copytree(single, copy)
+    speedlit("run", "--config", config, "--root", alone, "--until", "junior")
+    speedlit("run", "--executor", "slurm", "--config", config, "--root", root, "--until", "junior", "--cluster", wide)
+    assert sorted(path.name[-9:] for path in (root / "slurm").glob("04-junior-*-rank*.log")) == ["rank0.log", "rank1.log"]
+    assert read_losses(root / "stages" / "04-junior") == pytest.approx(read_losses(alone / "stages" / "04-junior"), rel=1e-5)
+
+
+def read_losses(fit: Path) -> list[float]:
+    with (fit / "metrics.csv").open(newline="") as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]
