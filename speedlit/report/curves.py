@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speedlit.errors import UsageError
 from speedlit.report.figures import draw, series
 from speedlit.report.markup import figure
 
@@ -53,16 +54,21 @@ def fit_files(folder: Path, stage: str) -> Iterator[tuple[str, Path]]:
 
 
 def read(path: Path) -> dict[str, Curve]:
-    """The columns of a file as points (step, value); cells that are empty or not finite are left out."""
+    """The columns of a file as points (step, value); cells that are empty or not finite are left out.
+
+    Raises:
+        UsageError: a step or a value is no number.
+    """
     out: dict[str, Curve] = {}
     with path.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            for name, cell in row.items():
-                if name not in MEASURES or not cell:
-                    continue
-                value = float(cell)
+        for number, row in enumerate(csv.DictReader(stream), 2):
+            for name in (name for name in MEASURES if row.get(name)):
+                try:
+                    step, value = float(row["step"]), float(row[name])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise UsageError(f"{path}:{number} has no number under step or {name}; remove the file to have a report without its curves") from error
                 if math.isfinite(value):
-                    out.setdefault(name, []).append((float(row["step"]), value))
+                    out.setdefault(name, []).append((step, value))
     return out
 
 

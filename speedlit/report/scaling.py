@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speedlit.errors import UsageError
 from speedlit.files import read_object
 from speedlit.report.figures import INK, draw, series
 from speedlit.report.markup import figure, note
@@ -26,6 +27,9 @@ def scaling(root: Path) -> str:
     if not (root / SUMMARY).is_file():
         return ""
     found = read_object(root / SUMMARY, "cells", "a", "b", "interval", "r2", "p_curvature")
+    cells = found["cells"]
+    if not isinstance(cells, list) or len(cells) < 2 or not all(isinstance(cell, dict) and {"n", "score"} <= set(cell) and cell["n"] > 0 for cell in cells):
+        raise UsageError(f"{root / SUMMARY} is damaged (cells holds no list of sizes n and scores); run the study again, or remove the file")
     return figure(draw(lambda ax: paint(ax, found), words(found), "scaling", (6.2, 3.4)), words(found), "large") + note(
         "The band holds the lines through the centre of the cells whose slope is within the interval; a point is one size and seed."
     )

@@ -53,6 +53,12 @@ def test_curves_leave_out_what_is_no_number_and_compare_the_control(tmp_path: Pa
     assert "control: from 0.5 to 0.25 in 2 steps" in text and "var(--series-1)" in text and "#0303" not in text
 
 
+def test_a_damaged_file_of_curves_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,2.5\n2,torn\n")
+    with pytest.raises(UsageError, match=r"metrics.csv:3 has no number under step or loss; remove the file"):
+        curves({"junior": tmp_path})
+
+
 def test_the_published_data_sets_give_the_published_categories() -> None:
     assert Counter(category for category, *_ in TABLE_8.values()) == dict(zip(CATEGORIES, (12, 11, 3, 4, 15, 10, 1), strict=True))
     for place, (setting, rows) in enumerate(TABLE_1.items()):
@@ -80,6 +86,9 @@ def test_the_scaling_plot_is_there_when_the_study_is(tmp_path: Path) -> None:
     cells = [{"n": n, "seed": s, "score": 10 + 2 * i + s / 10} for i, n in enumerate((100, 1000, 10000)) for s in range(2)]
     path.write_text(json.dumps({"cells": cells, "a": 6.05, "b": 2.0, "interval": [1.9, 2.1], "r2": 0.999, "p_curvature": 0.7}))
     assert "score = 6.05 + 2 [1.9, 2.1] (95 %) x log10 N; R2 = 0.999, curvature p = 0.7" in scaling(tmp_path)
+    path.write_text(json.dumps({"cells": [{"n": 1}], "a": 1, "b": 1, "interval": None, "r2": None, "p_curvature": None}))
+    with pytest.raises(UsageError, match=r"summary.json is damaged \(cells holds no list of sizes"):
+        scaling(tmp_path)
     path.write_text(json.dumps({"cells": cells}))
     with pytest.raises(UsageError, match=r"summary.json is damaged \(no JSON object with cells, a, b"):
         scaling(tmp_path)
