@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -43,38 +44,43 @@ class Layout:
     def corner(self, stage: str) -> tuple[int, int]:
         """The upper left corner of a stage's box."""
         column, row = self.places[stage]
-        return 6 + column * self.pitch[0], 8 + row * self.pitch[1]
+        return 6 + column * self.pitch[0], 10 + row * self.pitch[1]
 
 
-LAYOUTS = (Layout("wide", WIDE, (186, 104), (1216, 262)), Layout("narrow", NARROW, (196, 92), (356, 886)))
+LAYOUTS = (Layout("wide", WIDE, (186, 104), (1240, 262)), Layout("narrow", NARROW, (196, 92), (356, 886)))
 
 
-def loop_picture(stages: Mapping[str, Any], costs: Mapping[str, Any] | None) -> str:
-    """Both drawings (the page shows the one that fits) and the key to their colours."""
-    drawings = "".join(drawing(layout, stages, costs) for layout in LAYOUTS)
+def loop_picture(stages: Mapping[str, Any], costs: Mapping[str, Any] | None, alarms: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Both drawings (the page shows the one that fits) and the key to their colours; the stages of ``alarms`` are marked with how many they have."""
+    raised = Counter(alarm["stage"] for alarm in alarms)
+    drawings = "".join(drawing(layout, stages, costs, raised) for layout in LAYOUTS)
     key = "".join(f'<li><span class="swatch {css(who)}"></span>{escape(says)}</li>' for who, says in SAYS.items())
+    key += '<li><span class="swatch alarms"></span>alarms of its quality gates</li>' if raised else ""
     return f'<figure class="loop">{drawings}<figcaption><ul class="key">{key}</ul></figcaption></figure>'
 
 
-def drawing(layout: Layout, stages: Mapping[str, Any], costs: Mapping[str, Any] | None) -> str:
+def drawing(layout: Layout, stages: Mapping[str, Any], costs: Mapping[str, Any] | None, raised: Mapping[str, int]) -> str:
     """One drawing; a stage that is not finished is drawn pale."""
     width, height = layout.size
-    label = "The loop. " + "; ".join(" ".join(filter(None, (f"{name}:", made(name, stages), cost(name, stages, costs)))) for name in WIDE if name in stages)
+    said = {name: (made(name, stages), cost(name, stages, costs), f"{raised[name]} alarms" if name in raised else "") for name in WIDE if name in stages}
+    label = "The loop. " + "; ".join(f"{name}: {', '.join(filter(None, words))}" for name, words in said.items())
     tip = 'viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/>'
     arrow = f'<defs><marker id="{layout.name}-tip" {tip}</marker></defs>'
-    parts = [edge(layout, start, end, stages, costs) for start, end in EDGES] + [box(layout, stage, stage in stages) for stage in layout.places]
+    parts = [edge(layout, start, end, stages, costs) for start, end in EDGES] + [
+        box(layout, stage, stage in stages, raised.get(stage, 0)) for stage in layout.places
+    ]
     attributes = f'class="{layout.name}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label, quote=True)}"'
     return f"<svg {attributes}>{arrow}{''.join(parts)}</svg>"
 
 
-def box(layout: Layout, stage: str, finished: bool) -> str:
-    """A stage."""
+def box(layout: Layout, stage: str, finished: bool, alarms: int) -> str:
+    """A stage, with the number of its alarms."""
     x, y = layout.corner(stage)
     width, height = BOX
     shape = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>'
-    return (
-        f'<g class="stage {css(WHO.get(stage, ""))}{"" if finished else " open"}">{shape}<text x="{x + width / 2}" y="{y + height / 2 + 4}">{stage}</text></g>'
-    )
+    style = f"stage {css(WHO.get(stage, ''))}{'' if finished else ' open'}"
+    mark = f'<g class="alarms"><circle cx="{x + width - 4}" cy="{y + 3}" r="9"/><text x="{x + width - 4}" y="{y + 7}">{alarms}</text></g>' if alarms else ""
+    return f'<g class="{style}">{shape}<text x="{x + width / 2:g}" y="{y + height / 2 + 4:g}">{stage}</text>{mark}</g>'
 
 
 def edge(layout: Layout, start: str, end: str, stages: Mapping[str, Any], costs: Mapping[str, Any] | None) -> str:

@@ -31,7 +31,7 @@ def table(drawn: Table) -> str:
     rows = "\n".join(row(cells) for cells in drawn.rows)
     label = escape(drawn.title, quote=True)
     return (
-        f'<div class="wide" role="region" aria-label="{label}" tabindex="0"><table><caption>{escape(drawn.title)}</caption>'
+        f'<div class="frame" role="region" aria-label="{label}" tabindex="0"><table><caption>{escape(drawn.title)}</caption>'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>{note(drawn.note)}"
     )
 

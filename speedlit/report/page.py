@@ -42,7 +42,11 @@ def page(
     """
     folders = folders or {}
     parts = {
-        "loop": ("The loop", loop_picture(summary["stages"], summary.get("costs")), folded("Every stage", table(stage_table(dict(summary["stages"]))))),
+        "loop": (
+            "The loop",
+            loop_picture(summary["stages"], summary.get("costs"), summary.get("alarms", ())),
+            folded("Every stage", table(stage_table(dict(summary["stages"])))),
+        ),
         "gates": ("Quality gates", gates(summary)),
         "quality": ("Record quality on held-out prompts", quality(summary.get("quality"))),
         "curves": ("Training", curves(folders)),

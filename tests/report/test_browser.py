@@ -138,7 +138,7 @@ def test_everything_is_reached_by_keyboard(chrome: Any, small: Path) -> None:
         seen.append(chrome.execute_script("const a = document.activeElement; return a.tagName + '.' + a.className"))
         if focused(chrome) == "list":
             break
-    assert {"A.", "SUMMARY.", "DIV.wide", "INPUT.", "SELECT.", "BUTTON.", "DIV.list"} <= set(seen)
+    assert {"A.", "SUMMARY.", "DIV.frame", "INPUT.", "SELECT.", "BUTTON.", "DIV.list"} <= set(seen)
     assert chrome.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
     listed = one(chrome, "#records .list")
     listed.send_keys(Keys.END)

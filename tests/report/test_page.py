@@ -39,6 +39,8 @@ def test_the_loop_shows_counts_and_costs_and_the_gates_their_alarms() -> None:
     for words in (">24 topics<", ">720 tasks<", ">120 calls<", ">10.8K tokens<", ">600 records<", ">42K tokens<"):
         assert text.count(words) == 2, f"{words}: once for wide screens, once for narrow"
     assert text.count('class="stage training open"') == 8, "four stages that train a model, none of them finished"
+    assert len(re.findall(r'class="stage teacher"><rect[^>]*/><text[^>]*>seed</text><g class="alarms"><circle[^>]*/><text[^>]*>1</text>', text)) == 2
+    assert text.count('class="alarms"><circle') == 2, "no other stage has an alarm"
     assert "1 alarm of 1 measure" in text and "label_leak</strong>: labels are spelled out in their texts. Level: at most 0.02. Found: 0.4 (seed)" in text
     assert '<td class="alarm">0.4 !</td>' in text and '<td class="alarm">0' not in text.replace("0.4 !", "")
 
