@@ -71,10 +71,9 @@ def described(room: Room, cell: Cell) -> dict[str, Any]:
     if room.study["steps"]:
         over["trainer"] = {"max_steps": room.study["steps"]}
     config = merge(job(room.context(), "embedder", Path("shards"), [], room.folder)["config"], merge(over, dict(cell.over)))
-    backbone = config["model"]["init_args"]["backbone"]
     made_from = {
-        "config": {**config, "model": {**config["model"], "init_args": {**config["model"]["init_args"], "backbone": {**backbone, "name": None}}}},
-        "base": known_model(backbone["name"]),
+        "config": without_place(config),
+        "base": known_model(config["model"]["init_args"]["backbone"]["name"]),
         "data": [file_digest(cell.triplets), cell.take, cell.draw],
         "evaluation": room.evaluation_mark(),
     }
@@ -89,6 +88,11 @@ def described(room: Room, cell: Cell) -> dict[str, Any]:
         "evaluation": room.evaluation(),
         "probe": str(room.probe_file()),
     }
+
+
+def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A fit's config without the name of its base, which may be a place of this machine."""
+    return merge(dict(config), {"model": {"init_args": {"backbone": {"name": None}}}})
 
 
 def known_model(name: str) -> Any:
@@ -123,6 +127,8 @@ def train_and_score(
     progress: bool = True,
 ) -> dict[str, Any]:
     """One cell, callable in a fresh process; writes ``cell.json``."""
+    import torch
+
     from speedlit.data.shards import write_shards
     from speedlit.evaluation.folders import open_encoder
     from speedlit.evaluation.run import evaluate
@@ -137,7 +143,7 @@ def train_and_score(
         write_shards(subset(Path(triplets), take, draw), out / "shards", "contrastive")
     fitted = fit(merge(config, {"data": {"init_args": {"shards": str(out / "shards")}}}), out / "fit", progress=progress)
     with same_randomness():
-        encoder = open_encoder(fitted["model"])
+        encoder = open_encoder(fitted["model"], device="cuda" if torch.cuda.is_available() else "cpu")
         scores = evaluate(encoder, load_tasks(evaluation["tasks"] or None, evaluation["data"]))
     result = {
         "id": id,

@@ -16,7 +16,7 @@ from speedlit.files import content_id, read_object
 from speedlit.pipeline.fitting import fit
 from speedlit.pipeline.training import job
 from speedlit.study import models, sources
-from speedlit.study.cells import known_model
+from speedlit.study.cells import known_model, without_place
 from speedlit.study.room import Room
 from speedlit.study.variants import Variant, compare
 
@@ -65,21 +65,26 @@ def backbone(room: Room, entry: Mapping[str, Any], first: Mapping[str, Any], tri
 
 def generator(room: Room, base: str, first: str) -> Variant:
     """The run's own embedder on the data of a junior of another base."""
-    name = re.sub(r"[^\w.-]+", "-", base)
-    if base == room.config["base"]:
-        data = sources.made(room, "junior", "junior", room.inputs["junior"] / "model", False)
-    else:
-        data = sources.made(room, f"junior-{name}", "junior", junior(room, base, name), False)
-    counts = read_object(data.parent / sources.MADE, "accepted", "generated")
+    own = base == room.config["base"]
+    if own and (room.inputs["dataset"] / "triplets-junior.jsonl").is_file():
+        return Variant(f"generator {base}", "the run's own junior's data", sources.triplets(room, "junior"), f"generator {first}")
+    name = "junior" if own else f"junior-{slug(base)}"
+    data = sources.made(room, name, "junior", room.inputs["junior"] / "model" if own else junior(room, base), False)
+    counts = read_object(data.parent / sources.MADE, "accepted", "generated", "kept")
     what = f"its junior's data: {counts['accepted']:,} of {counts['generated']:,} answers are records, {counts['kept']:,} pass the filters"
     return Variant(f"generator {base}", what, data, f"generator {first}")
 
 
-def junior(room: Room, base: str, name: str) -> Path:
+def slug(name: str) -> str:
+    """A model's name as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def junior(room: Room, base: str) -> Path:
     """SFT of another base on the run's seed records; the finished model's folder."""
     model = models.place(base, room.folder / "models")
     config = job(room.context(), "junior", room.inputs["junior"] / "data", [], room.folder)["config"]
     config["model"]["init_args"]["backbone"]["name"] = model
-    out = room.folder / "generators" / f"{name}-{content_id([config, known_model(model)])}"
+    out = room.folder / "generators" / f"{slug(base)}-{content_id([without_place(config), known_model(model)])}"
     room.say(f"study {room.kind}: a junior from {base}")
     return Path(fit(config, out)["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -30,7 +31,7 @@ def study(kind: str, config: RunConfig) -> dict[str, Any]:
     root = Path(config.root)
     check_run(root, config.plain())
     with locked(root, "study/.lock", f"another study is at work in {root}; wait for it"), Services(config, root) as services:
-        start, cpu = time.monotonic(), time.process_time()
+        start, cpu = time.monotonic(), cpu_seconds()
         room = Room(kind, config, services)
         perform: Callable[[Room], dict[str, Any]] = import_module(f"speedlit.study.{kind.replace('-', '_')}").run
         found = perform(room)
@@ -39,10 +40,16 @@ def study(kind: str, config: RunConfig) -> dict[str, Any]:
         found["seconds"] = {
             "this_run": round(time.monotonic() - start, 1),
             "cells": round(sum(row["seconds"] for row in rows), 1),
-            "cpu": round(sum(row["cpu_seconds"] for row in rows), 1),
-            "own_cpu": round(time.process_time() - cpu, 1),
+            "cells_cpu": round(sum(row["cpu_seconds"] for row in rows), 1),
+            "this_run_cpu": round(cpu_seconds() - cpu, 1),
         }
         found = {"kind": kind, "settings": room.study, **found}
         write_jsonl(room.folder / kind / "results.jsonl", rows)
         write_json(room.folder / kind / "summary.json", found)
     return found
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its ended workers."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)

@@ -60,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teacher": {"model": "m"},
         "prices": {"m": {"input": 10.0, "output": 20.0}},
         "embedder": {"recipe": str(home / "embedder.yaml")},
-        "study": {"seeds": 2, "sizes": [6, 12, 24, 48], "variants": ["full", "no-revisor", "junior-only"]},
+        "study": {"seeds": 2, "sizes": [6, 12, 48], "variants": ["full", "no-revisor", "junior-only"]},
     }
     (home / "config.yaml").write_text(yaml.safe_dump(config))
     made = parse(str(home / "config.yaml"))
