@@ -7,7 +7,7 @@ ROOT ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test docs lint bench clean
+.PHONY: help demo test coverage docs lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,9 @@ demo: .venv/.installed  ## the complete SPEED loop in miniature, offline; figure
 
 test: .venv/.installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_loop.py tests  # the longest file first
+
+coverage: .venv/.installed  ## the test suite, and which lines it runs, in subprocesses too; build/coverage/index.html
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage tests/test_loop.py tests
 
 docs: .venv/.installed  ## the documentation as a site in build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file scripts/docs/mkdocs.yml

@@ -83,7 +83,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_the_recipes_table_comes_from_a_run(tmp_path: Path) -> None:
     fit = {"out": ".", "steps": 76, "seconds": 9.4, "final": {"loss": 0.7753}}
     summary = {
-        "stages": {"seed": {"seconds": 30.0}, "junior": {"seconds": 60.0, "notes": {"fits": [fit]}}},
+        "stages": {"report": {}, "seed": {"seconds": 30.0}, "junior": {"seconds": 60.0, "notes": {"fits": [fit]}}},
         "costs": {"accepted": 114, "total": {"calls": 1020, "tokens": 135226, "usd": 0}},
         "quality": {"sources": {"junior": {"good": {"mean": 0.25}}}},
         "embedders": {"models": {"untrained": {"A": 0.1, "B": 0.2}, "embedder": {"A": 0.3, "B": 0.5}}},

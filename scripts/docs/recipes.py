@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from speedlit.errors import UsageError
 from speedlit.files import read_json
 
 HEAD = ("recipe", "minutes", "memory", "teacher calls", "tokens", "USD", "triplets kept", "good: junior, senior, refined", "embedder: untrained, trained")
@@ -22,8 +23,13 @@ def rows(root: Path, memory: str = "") -> tuple[list[str], list[list[str]]]:
     Args:
         root: a finished run.
         memory: what was measured from outside.
+
+    Raises:
+        UsageError: the run has not come to its end.
     """
     summary, name = read_json(root / "summary.json"), read_json(root / "run.json").get("name", root.name)
+    if "report" not in summary["stages"]:
+        raise UsageError(f"{root} is not finished: `speedlit run --root {root}` with its config goes on with it")
     total, stages = summary["costs"]["total"], summary["stages"]
     minutes = sum(stage.get("seconds", 0) for stage in stages.values()) / 60
     good = [summary["quality"]["sources"].get(source, {}).get("good", {}).get("mean") for source in ("junior", "senior", "refined")]
