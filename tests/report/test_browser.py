@@ -176,6 +176,13 @@ def test_dark_and_print_have_colours_and_parts_of_their_own(chrome: Any, small: 
     assert all(part.get_attribute("open") for part in chrome.find_elements("css selector", "details")), "what is folded is printed"
 
 
+def test_a_page_without_records_unfolds_for_print_too(chrome: Any, tmp_path: Path) -> None:
+    chrome.get(written(tmp_path, page("bare", make_summary())).as_uri())
+    chrome.execute_script("dispatchEvent(new Event('beforeprint'))")
+    folded = chrome.find_elements("css selector", "details")
+    assert folded and all(part.get_attribute("open") for part in folded) and not chrome.find_elements("id", "records")
+
+
 def test_fifty_thousand_records_keep_few_rows_in_the_page(chrome: Any, large: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 

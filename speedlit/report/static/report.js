@@ -1,9 +1,15 @@
-// The record browser. Texts of models reach the page through text nodes alone: nothing here writes HTML.
+// The page's only script: it unfolds everything for print, and drives the record browser.
+// Texts of models reach the page through text nodes alone: nothing here writes HTML.
 "use strict";
 (() => {
   const ROW = 58; // height of a row in the list, px
   const SPARE = 6; // rows drawn above and below what is seen
   const LONGEST = 1500; // words of a text that is compared word by word
+
+  // What is folded away is printed too.
+  const opened = [];
+  addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details:not([open])")) { part.open = true; opened.push(part); } });
+  addEventListener("afterprint", () => { while (opened.length) opened.pop().open = false; });
 
   const frame = document.getElementById("records");
   if (!frame || !frame.querySelector(".browser")) return;
@@ -231,9 +237,5 @@
   list.addEventListener("scroll", () => requestAnimationFrame(drawList));
   new ResizeObserver(drawList).observe(list);
   addEventListener("hashchange", fromAddress);
-  // What is folded away is printed too.
-  const opened = [];
-  addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details:not([open])")) { part.open = true; opened.push(part); } });
-  addEventListener("afterprint", () => { while (opened.length) opened.pop().open = false; });
   load().catch((error) => { count.textContent = `The records could not be unpacked: ${error.message}`; console.error(error); });
 })();
