@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from speedlit.cli import main
+from speedlit.pipeline.loop import stages
 
 RUN = [  # a run's YAML -> what must be said
     ("nme: x", [":1: unknown key `nme`", "did you mean `name`"]),
@@ -156,6 +157,7 @@ def test_completion_knows_commands_recipes_and_keys(capsys: pytest.CaptureFixtur
     assert complete("speedlit", "run", "--config", "dem") == ["demo"]
     assert complete("speedlit", "run", "--counts.se") == ["--counts.seed"]
     assert complete("speedlit", "run", "--until", "jun") == ["junior"]
+    assert complete("speedlit", "run", "--from", "") == list(stages())
 
 
 def test_fit_help_all_shows_every_key_of_the_named_classes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,10 +165,3 @@ def test_fit_help_all_shows_every_key_of_the_named_classes(capsys: pytest.Captur
     out = capsys.readouterr().out
     for key in ("--model.beta", "--model.backbone.name", "--data.batch_size", "--trainer.max_steps", "--optimizer.lr"):
         assert key in out
-
-
-def test_the_completed_stages_are_those_of_the_loop() -> None:
-    from speedlit.commands.completion import STAGES
-    from speedlit.pipeline.loop import stages
-
-    assert tuple(stages()) == STAGES

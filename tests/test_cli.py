@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from speedlit.cli import COMMANDS, main
+from speedlit.pipeline.yamlfiles import SHORT
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -19,6 +20,15 @@ def test_help_imports_nothing_heavy() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.rstrip().endswith("[]")
+
+
+def test_list_shows_what_a_recipe_can_name_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    words = {line.split()[0] for line in out.splitlines() if line.startswith("  ")}
+    assert set(SHORT) <= words
+    assert {"demo", "fit/senior", "sigmoid", "paper"} <= words
+    assert not words & {"Schedule", "SpeedModule", "Samples", "Steps", "ShardData"}
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,15 +43,10 @@ def script() -> str:
     from speedlit.cli import COMMANDS
     from speedlit.pipeline.config import Embedded, RunConfig, Teacher
     from speedlit.pipeline.limits import leaves
+    from speedlit.pipeline.loop import stages
     from speedlit.pipeline.yamlfiles import shipped
 
     keys = [key for key, _, _ in leaves(RunConfig(teacher=Teacher(embedded=Embedded())))]
     return BASH.format(
-        commands=" ".join(COMMANDS), recipes=" ".join(shipped()), stages=" ".join(STAGES), keys=" ".join(f"--{key}" for key in keys)
+        commands=" ".join(COMMANDS), recipes=" ".join(shipped()), stages=" ".join(stages()), keys=" ".join(f"--{key}" for key in keys)
     )
-
-
-STAGES = (
-    "topics", "tasks", "seed", "junior", "candidates", "preferences", "senior", "revisions", "revisor", "synthesis", "refinement", "dataset",
-    "embedder", "evaluation", "report",
-)  # fmt: skip

@@ -18,12 +18,15 @@ HELP = """usage: speedlit {fit,validate,test,predict} --config NAME|FILE [--conf
   --trainer.max_steps N    any key of the recipe, of the classes it names, or of Lightning's Trainer
   --trainer.callbacks+=Throughput                                    append to a list
   --trainer.default_root_dir DIR   where checkpoints, metrics.csv and model/ go (default: runs/fit)
+  --trainer.logger false   no curves for TensorBoard in DIR/tensorboard (or another logger by class_path: docs/training.md)
   --ckpt_path FILE         go on from this checkpoint; without it fit goes on from DIR/checkpoints/last.ckpt, if it is there
   --print_config           print the recipe with every key and what it means, and stop
   --help-all               every key of the classes that --config names (default: fit/junior), with types and defaults
 
 fit trains and leaves DIR/model; validate, test and predict run one pass with the weights of --ckpt_path or DIR/checkpoints/last.ckpt.
 example: speedlit fit --config fit/junior --data.shards runs/shards/sft --trainer.max_steps 100"""
+
+TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -85,11 +88,17 @@ def _root(config: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     return {**config, "trainer": trainer}, Path(trainer["default_root_dir"])
 
 
+def _logged(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The recipe with curves for TensorBoard, where it names no logger."""
+    logger = {"class_path": TENSORBOARD, "init_args": {"save_dir": str(root), "name": "tensorboard", "version": ""}}
+    return {**config, "trainer": {"logger": logger, **config["trainer"]}}
+
+
 def _print(config: dict[str, Any]) -> int:
     from speedlit.pipeline.recipe import complete
 
     print("# A recipe with every key. Start: speedlit fit --config FILE, where FILE holds this.")
-    print(complete(_root(config)[0]), end="")
+    print(complete(_logged(*_root(config))), end="")
     return 0
 
 
@@ -101,7 +110,7 @@ def _fit(config: dict[str, Any]) -> int:
     config, root = _root(config)
     checkpoint = _checkpoint(config, root)
     set_threads(config)
-    made = make(config)
+    made = make(_logged(config, root))
     add_callbacks(made.trainer, True, "fit")
     if checkpoint is not None:
         print(f"  going on from {checkpoint}", file=sys.stderr)

@@ -6,10 +6,11 @@ import argparse
 import ast
 from pathlib import Path
 
+from speedlit.pipeline.yamlfiles import SHORT
 from speedlit.plugins import GROUP, plugins
 
 PACKAGE = Path(__file__).resolve().parent.parent
-ROOMS = {"modules": "modules", "data modules": "data/datamodules.py", "adapters": "models/adapter.py", "callbacks": "callbacks"}
+ROOMS = {"modules": "modules", "data modules": "data.datamodules", "adapters": "models.adapter", "callbacks": "callbacks"}
 
 
 def run(argv: list[str]) -> int:
@@ -25,8 +26,9 @@ def run(argv: list[str]) -> int:
     for path in sorted((PACKAGE / "configs").rglob("*.yaml")):
         print(f"  {path.relative_to(PACKAGE / 'configs').with_suffix('')!s:<24} {headline(path)}")
     for title, room in ROOMS.items():
-        show(title, public(PACKAGE / room))
-    show("losses of DPOModule (or any dotted path)", losses())
+        show(f"{title} (class_path; any dotted path of your own)" if title == "modules" else title, named(f"speedlit.{room}."))
+    show("optimizers (any torch optimizer by its dotted path)", [(name, path) for name, path in SHORT.items() if not path.startswith("speedlit.")])
+    show("losses of DPOModule (loss; any dotted path of your own)", losses())
     print("prompt sets:")
     for folder in sorted(p for p in (PACKAGE / "synthesis" / "prompts").iterdir() if p.is_dir()):
         print(f"  {folder.name:<24} {' '.join(sorted(f.stem for f in folder.glob('*.yaml')))}")
@@ -44,14 +46,15 @@ def headline(path: Path) -> str:
     return first[0].lstrip("# ") if first and first[0].startswith("#") else ""
 
 
-def public(room: Path) -> list[tuple[str, str]]:
-    """(dotted path, first docstring line) of the public classes defined in a file or folder."""
+def named(room: str) -> list[tuple[str, str]]:
+    """(short name, first docstring line) of the classes below a module path that a recipe can name so."""
     out = []
-    for path in [room] if room.is_file() else sorted(room.glob("*.py")):
-        module = "speedlit." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                out.append((f"{module}.{node.name}", (ast.get_docstring(node) or "").split("\n")[0]))
+    for name, path in SHORT.items():
+        if path.startswith(room):
+            module, _, attribute = path.removeprefix("speedlit.").rpartition(".")
+            body = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")).body
+            found = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == attribute)
+            out.append((name, (ast.get_docstring(found) or "").split("\n")[0]))
     return out
 
 
@@ -66,4 +69,4 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
     """One titled block."""
     print(f"{title}:")
     for name, text in rows:
-        print(f"  {name:<52} {text}")
+        print(f"  {name:<24} {text}".replace("``", "").rstrip())

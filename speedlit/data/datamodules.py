@@ -25,6 +25,7 @@ from speedlit.data.shards import ShardSet
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import content_id
+from speedlit.progress import say
 
 OVERHEAD = {"cpu": 128, "cuda": 4096}  # tokens that one more pass is worth: a GPU wants large passes
 MICRO_TOKENS = {"cpu": 1536, "cuda": None}  # larger passes are no faster on a CPU and need more memory (docs/benchmarks.md)
@@ -366,7 +367,7 @@ class ShardData(L.LightningDataModule):
             self.train = self.loader(self.shards, shuffle=True)
             left = self.train.steps.left_out()
             if left and self.rank == 0:
-                print(f"  data: {left} of {sum(self.train.steps.takes)} samples of an epoch don't fill a batch and are left out", file=sys.stderr)
+                say(f"data: {left} of {sum(self.train.steps.takes)} samples of an epoch don't fill a batch and are left out")
         if stage != "fit" or self.validation:
             place = self.validation if self.validation and stage in ("fit", "validate") else self.shards
             self._other[stage] = self.loader(place, shuffle=False)
@@ -554,7 +555,7 @@ class PreferenceData(ShardData):
         if self.share_prefix != "auto":
             raise SpeedlitError(reason)
         if self.rank == 0:
-            print(f"  data: pairs have separate rows: {reason}", file=sys.stderr)
+            say(f"data: pairs have separate rows: {reason}")
         assert self.train is not None
         self.train.steps.layout = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from speedlit.models.fast import speed_up
 from speedlit.models.folder import save_folder
 from speedlit.models.masks import is_causal, packed_mask, probe_packing
 from speedlit.models.sharding import average_gradients, clip, inside, most, shard, whole
+from speedlit.progress import say
 from speedlit.strategies import sharded
 
 Batch = dict[str, Any]
@@ -174,7 +174,7 @@ class SpeedModule(L.LightningModule):
         self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not whole(weight.detach()).any()}
         if self.global_rank == 0:
             trained, total = self.counts
-            print(f"  {type(self).__name__}: {trained:,} of {total:,} parameters are trained ({trained / max(total, 1):.2%})", file=sys.stderr)
+            say(f"{type(self).__name__}: {trained:,} of {total:,} parameters are trained ({trained / max(total, 1):.2%})")
 
     def probe_rows(self) -> None:
         """Where the data put several sequences into a row, look whether the model keeps them apart; the data know what to do if not."""

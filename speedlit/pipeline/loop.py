@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from speedlit.pipeline.costs import ledger
 from speedlit.pipeline.preflight import ahead, check_topics, preflight
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
+from speedlit.progress import Progress
 from speedlit.synthesis.quality.alarms import levels_of, of_stages
 
 IDENTITY = ("name", "seed", "base", "prompts")
@@ -107,12 +109,25 @@ def run(config: RunConfig, wanted: Wanted | None = None, say: Callable[[str], No
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     every, root, plain = stages(), Path(config.root), config.plain()
     select(config, wanted)
-    with owned(root, plain), Services(config, root) as services:
+    last = every[wanted.until].number if wanted.until else len(every)
+    with owned(root, plain), Services(config, root) as services, Progress(config.name, last, "stages", every=math.inf, even=False) as progress:
         for stage in every.values():
             perform(stage, every, plain, root, services, say, redo=stage.name == wanted.start)
+            progress.advance(note=standing(root))
+            progress.draw()
             if stage.name == wanted.until:
                 break
     return summarise(root, every, plain)
+
+
+def standing(root: Path) -> str:
+    """What the finished stages took of the teacher, and what the last one kept."""
+    path = root / "summary.json"
+    summary = read_json(path) if path.exists() else {}
+    total = summary.get("costs", {}).get("total", {})
+    usd = total.get("usd")
+    words = [f"{total['calls']:,} calls", f"{total['tokens']:,.0f} tokens"] if total.get("calls") else []
+    return ", ".join([*words, *([f"${usd:,.2f}"] if usd else [])])
 
 
 def select(config: RunConfig, wanted: Wanted) -> dict[str, Stage]:

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from speedlit.errors import SpeedlitError
-from speedlit.progress import Progress
+from speedlit.progress import Progress, mute
 from speedlit.workers import begin_worker
 
 
@@ -31,7 +31,7 @@ def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int,
     results: list[Any] = [None] * len(jobs)
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=begin_worker)
     try:
-        futures = {pool.submit(_call, target, {**job, "progress": False}): i for i, job in enumerate(jobs)}
+        futures = {pool.submit(_call, target, {**job, "progress": False}, silent=i > 0): i for i, job in enumerate(jobs)}
         with Progress(label, len(jobs), "fits") as progress:
             for future in as_completed(futures):
                 results[futures[future]] = future.result()
@@ -43,6 +43,8 @@ def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int,
     return results
 
 
-def _call(target: str, arguments: dict[str, Any]) -> Any:
+def _call(target: str, arguments: dict[str, Any], silent: bool = False) -> Any:
+    if silent:
+        mute()
     module, _, function = target.partition(":")
     return getattr(import_module(module), function)(**arguments)

@@ -25,29 +25,10 @@ from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
 from speedlit.pipeline import commented
-from speedlit.pipeline.yamlfiles import merge, nested, reason, suggestion
+from speedlit.pipeline.yamlfiles import SHORT, merge, nested, reason, suggestion
 from speedlit.plugins import plugins
 from speedlit.strategies import environment, strategy
 
-# Short names in recipes; any importable class may be named by its full path instead.
-SHORT = {
-    "SFTModule": "speedlit.modules.sft.SFTModule",
-    "DPOModule": "speedlit.modules.dpo.DPOModule",
-    "EmbeddingModule": "speedlit.modules.embedding.EmbeddingModule",
-    "SFTData": "speedlit.data.datamodules.SFTData",
-    "PreferenceData": "speedlit.data.datamodules.PreferenceData",
-    "ContrastiveData": "speedlit.data.datamodules.ContrastiveData",
-    "LoRA": "speedlit.models.adapter.LoRA",
-    "QLoRA": "speedlit.models.adapter.QLoRA",
-    "AdamW": "torch.optim.AdamW",
-    "AdamW8bit": "bitsandbytes.optim.AdamW8bit",
-    "MTEB": "speedlit.callbacks.mteb.MTEB",
-    "Resume": "speedlit.callbacks.resume.Resume",
-    "Metrics": "speedlit.callbacks.metrics.Metrics",
-    "FitProgress": "speedlit.callbacks.progress.FitProgress",
-    "Requeue": "speedlit.callbacks.requeue.Requeue",
-    "Throughput": "speedlit.callbacks.throughput.Throughput",
-}
 # Quiet and light unless a recipe says otherwise.
 TRAINER = {
     "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,

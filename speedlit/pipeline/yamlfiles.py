@@ -14,6 +14,25 @@ import yaml
 from speedlit.errors import UsageError
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs"
+# Short names in recipes; any importable class may be named by its full path instead.
+SHORT = {
+    "SFTModule": "speedlit.modules.sft.SFTModule",
+    "DPOModule": "speedlit.modules.dpo.DPOModule",
+    "EmbeddingModule": "speedlit.modules.embedding.EmbeddingModule",
+    "SFTData": "speedlit.data.datamodules.SFTData",
+    "PreferenceData": "speedlit.data.datamodules.PreferenceData",
+    "ContrastiveData": "speedlit.data.datamodules.ContrastiveData",
+    "LoRA": "speedlit.models.adapter.LoRA",
+    "QLoRA": "speedlit.models.adapter.QLoRA",
+    "AdamW": "torch.optim.AdamW",
+    "AdamW8bit": "bitsandbytes.optim.AdamW8bit",
+    "MTEB": "speedlit.callbacks.mteb.MTEB",
+    "Resume": "speedlit.callbacks.resume.Resume",
+    "Metrics": "speedlit.callbacks.metrics.Metrics",
+    "FitProgress": "speedlit.callbacks.progress.FitProgress",
+    "Requeue": "speedlit.callbacks.requeue.Requeue",
+    "Throughput": "speedlit.callbacks.throughput.Throughput",
+}
 
 
 def shipped() -> dict[str, Path]:

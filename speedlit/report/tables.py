@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from speedlit.synthesis.quality.alarms import RULES, bound, of_stages
+from speedlit.progress import clock
+from speedlit.synthesis.quality.alarms import RULES, bound
 
 
 @dataclass(frozen=True)
@@ -17,20 +18,6 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     note: str = ""
-
-
-def tables(summary: dict[str, Any]) -> list[Table]:
-    """All tables that the summary has figures for."""
-    out = [stage_table(summary["stages"])]
-    if (costs := summary.get("costs")) and costs["accepted"]:
-        out.append(cost_table(costs))
-    if measured := list(of_stages(summary["stages"])):
-        out += [measures_table(measured, summary["levels"]), answers_table(measured)]
-    if quality := summary.get("quality"):
-        out += [quality_table(quality), difference_table(quality)]
-    if (embedders := summary.get("embedders")) is not None:
-        out.append(embedder_table(embedders))
-    return out
 
 
 FATES = ("strict", "repaired", "parse", "schema", "refusal", "truncated", "unanswered")
@@ -168,9 +155,43 @@ def verdict(cell: dict[str, Any], scale: float = 1.0, digits: int = 3) -> str:
     return text if cell["verdict"] == "gain" else f"{text} {cell['verdict']}"
 
 
+DIGEST = ("valid", "good", "score")  # checks of the records that the closing lines show; the page has all
+
+
 def show(summary: dict[str, Any]) -> None:
-    """Print the tables of a run."""
-    draw(tables(summary))
+    """Print what came out in short; the page has every table."""
+    draw(digest(summary))
+    for line in closing(summary):
+        print(line)
+
+
+def digest(summary: dict[str, Any]) -> list[Table]:
+    """Record quality and embedders without their intervals' small print."""
+    out = []
+    if quality := summary.get("quality"):
+        whole = quality_table(quality)
+        out.append(Table(whole.title, whole.head, [row for row in whole.rows if row[0] in DIGEST]))
+    if embedders := summary.get("embedders"):
+        whole = embedder_table(embedders)
+        out.append(Table(whole.title, whole.head, [row for row in whole.rows if " - " not in row[0]]))
+    return out
+
+
+def closing(summary: dict[str, Any]) -> list[str]:
+    """Time, cost, what was kept, and how many alarms: a line each."""
+    stages, costs = summary["stages"], summary.get("costs") or {}
+    lines = [f"{len(stages)} stages in {clock(sum(s['seconds'] for s in stages.values()))}"]
+    total = costs.get("total") or {}
+    if total.get("calls"):
+        money = f", ${total['usd']:,.2f}" if total.get("usd") is not None else ""
+        lines[0] += f"; teacher: {total['calls']:,} calls, {total['tokens']:,.0f} tokens{money}"
+    if costs.get("accepted"):
+        share = costs["share_of_e5"]["total"]["calls"]
+        lines[0] += f"; {costs['accepted']:,} accepted samples, for {share:.3g} times the calls of E5-Mistral's route"
+    if alarms := summary.get("alarms"):
+        names = ", ".join(dict.fromkeys(alarm["measure"] for alarm in alarms))
+        lines.append(f"{len(alarms)} alarms of data quality: {names} (what each means: docs/quality.md)")
+    return lines
 
 
 WORDS = ("most for", "how")  # columns of words, left-aligned

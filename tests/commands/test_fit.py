@@ -75,6 +75,8 @@ def test_fit_trains_resumes_and_leaves_a_model(place: Path, tmp_path: Path, caps
     assert "6 steps; model in" in err
     assert (tmp_path / "run" / "model" / "speedlit.json").is_file()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 7
+    events = b"".join(path.read_bytes() for path in (tmp_path / "run" / "tensorboard").glob("events.out.*"))
+    assert b"loss" in events and b"grad_norm" in events
     assert main(["validate", *words[1:], "--data.validation", str(place / "shards")]) == 0
     assert "val_loss: " in capsys.readouterr().out
     assert main(["test", *words[1:]]) == 0

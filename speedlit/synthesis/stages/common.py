@@ -49,10 +49,21 @@ def ask(ctx: Context, role: str, asked: Iterable[tuple[T, Request]], label: str,
         try:
             for carried, request, reply in answers:
                 ctx.ledger.reply(reply, role)
-                progress.advance()
+                progress.advance(note=lambda: standing(ctx))
                 yield carried, request, reply
         except BudgetSpent as spent:
             raise spent.out_of(mine) if mine else spent from None
+
+
+def standing(ctx: Context) -> str:
+    """Accepted, rejected, and what the teacher's answers cost, as far as the stage has come."""
+    ledger, price = ctx.ledger, (ctx.config.get("prices") or {}).get(ctx.config["teacher"]["model"])
+    words = [f"{ledger.accepted:,} accepted"] if ledger.accepted else []
+    words += [f"{ledger.rejected.total():,} rejected"] if ledger.rejected else []
+    if price and ledger.calls:
+        batched = price.get("batch", 1.0) if ledger.notes.get("mode") == "batch" else 1.0
+        words.append(f"${batched * (ledger.tokens_in * price['input'] + ledger.tokens_out * price['output']) / 1e6:,.2f}")
+    return ", ".join(words)
 
 
 def _share(ctx: Context, role: str, total: int) -> int:
