@@ -109,6 +109,11 @@ def average_gradients(weights: list[torch.Tensor]) -> None:
             weight.grad /= dist.get_world_size()
 
 
+def alike(weights: list[torch.Tensor]) -> bool:
+    """Whether all weights are shares, or all are whole; single numbers go with both."""
+    return len({isinstance(weight, DTensor) for weight in weights if weight.ndim}) < 2
+
+
 def clip(weights: list[torch.Tensor], limit: float) -> torch.Tensor:
     """The norm of all gradients, shares and whole ones, which are scaled down to ``limit`` where it is larger."""
     gradients: list[torch.Tensor] = [weight.grad for weight in weights if weight.grad is not None]

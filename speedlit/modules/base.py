@@ -28,7 +28,7 @@ from speedlit.models.backbone import Backbone, hidden_states, probe_attention
 from speedlit.models.fast import speed_up
 from speedlit.models.folder import save_folder
 from speedlit.models.masks import is_causal, packed_mask, probe_packing
-from speedlit.models.sharding import average_gradients, clip, inside, most, shard, whole
+from speedlit.models.sharding import alike, average_gradients, clip, inside, most, shard, whole
 from speedlit.progress import say
 from speedlit.strategies import sharded
 
@@ -272,7 +272,9 @@ class SpeedModule(L.LightningModule):
         groups: list[dict[str, Any]] = [{"params": [w for w in trained if w.ndim > 1]}, {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0}]
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
         for group in optimizer.param_groups:
-            if group.get("fused", False) is None and not group.get("foreach"):
+            if not alike(group["params"]):  # no one call updates both shares and whole weights
+                group.update({name: False for name in ("fused", "foreach") if group.get(name, False) is None})
+            elif group.get("fused", False) is None and not group.get("foreach"):
                 group["fused"] = True  # one call for all weights, on the CPU as well
         if self.schedule.kind != "constant" and math.isinf(self.trainer.estimated_stepping_batches):
             raise UsageError(f"schedule.kind {self.schedule.kind} must know where the run ends: set trainer.max_epochs or trainer.max_steps, or take constant")
