@@ -1,8 +1,12 @@
-"""What installed packages add: entry points of the group ``speedlit.plugins``, each a name that a config can use for a class or a function."""
+"""What installed packages add: entry points of the group ``speedlit.plugins``, each a name that a config can use for a class, a function or a prompt set."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from speedlit.errors import UsageError
 
@@ -21,3 +25,42 @@ def plugins() -> dict[str, str]:
         if found.setdefault(point.name, path) != path:
             raise UsageError(f"two plug-ins are named {point.name}: {found[point.name]} and {path}; uninstall one, or name the full path and rename it")
     return found
+
+
+def load(name: str, key: str) -> Any:
+    """The class or function behind a plug-in's name or a dotted path.
+
+    Args:
+        name: of a plug-in, or ``package.module.attribute``.
+        key: of the config, for the message.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = plugins().get(name, name)
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise UsageError(f"{key} is {name!r}, and no installed plug-in is called so (`speedlit list`); or give a full path such as package.module.Class")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{key} {path} can't be imported: {error}") from error
+
+
+def folder(name: str) -> Path | None:
+    """The folder of a plug-in that is a package with files; None where no plug-in is called so.
+
+    Raises:
+        UsageError: what it names is no package.
+    """
+    path = plugins().get(name)
+    if path is None:
+        return None
+    try:
+        spec = find_spec(path)
+    except ImportError as error:
+        raise UsageError(f"the plug-in {name} can't be had: {error}") from error
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if not places:
+        raise UsageError(f"the plug-in {name} is {path}, and that is no package: a prompt set is a package that holds YAML files")
+    return Path(places[0])

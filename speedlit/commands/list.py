@@ -11,6 +11,11 @@ from speedlit.plugins import GROUP, plugins
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = {"modules": "modules", "data modules": "data.datamodules", "adapters": "models.adapter", "callbacks": "callbacks"}
+TEACHERS = {
+    "openai-compatible": "teacher.base_url, or OPENAI_BASE_URL and OPENAI_API_KEY",
+    "embedded": "speedlit teacher serve",
+    "a class": "teacher.backend: a plug-in's name, or a dotted path",
+}
 
 
 def run(argv: list[str]) -> int:
@@ -32,7 +37,9 @@ def run(argv: list[str]) -> int:
     print("prompt sets:")
     for folder in sorted(p for p in (PACKAGE / "synthesis" / "prompts").iterdir() if p.is_dir()):
         print(f"  {folder.name:<24} {' '.join(sorted(f.stem for f in folder.glob('*.yaml')))}")
-    print("teachers:\n  openai-compatible        teacher.base_url, or OPENAI_BASE_URL and OPENAI_API_KEY\n  embedded                 speedlit teacher serve")
+    print("teachers:")
+    for name, text in TEACHERS.items():
+        print(f"  {name:<24} {text}")
     found = plugins()
     print("plug-ins:" + ("" if found else f" none installed (entry-point group {GROUP})"))
     for name, dotted in found.items():

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import math
 from contextlib import AbstractContextManager
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from speedlit.losses.preference import LOSSES, Loss
 from speedlit.models.adapter import LoRA, QLoRA, keep_frozen, only_frozen
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Batch, Figures, Schedule, SpeedModule, check_head, target_logps
-from speedlit.plugins import plugins
+from speedlit.plugins import load, plugins
 
 REFERENCES = ("adapter_off", "frozen_adapter", "copy", "precomputed")
 
@@ -242,14 +241,9 @@ def find_loss(name: str) -> Loss:
     """
     if name in LOSSES:
         return LOSSES[name]
-    name = plugins().get(name, name)
-    module, _, attribute = name.rpartition(".")
-    if not module:
+    if "." not in name and name not in plugins():
         raise UsageError(f"DPOModule.loss is {name!r}; choose among {', '.join(LOSSES)}, or give the dotted path of a function")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"DPOModule.loss {name} can't be imported: {error}") from error
+    found = load(name, "DPOModule.loss")
     if not callable(found) or list(inspect.signature(found).parameters)[:3] != ["chosen", "rejected", "beta"]:
         raise UsageError(f"DPOModule.loss {name} must be a function of (chosen, rejected, beta, ...), as those in speedlit.losses.preference")
     loss: Loss = found

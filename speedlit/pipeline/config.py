@@ -103,6 +103,8 @@ class Teacher:
             the journal.
         batch_poll: seconds between two looks at the batches under way.
         batch_requests: most requests in one batch (OpenAI takes 50,000).
+        backend: a teacher that is no server: a plug-in's name, or the dotted path of a class with a method ``answer`` (docs/plugins.md); null: a server.
+        settings: keyword arguments of that class.
         base_url: endpoint, a query such as ``?api-version=...`` included; null honours ``OPENAI_BASE_URL`` and falls back to OpenAI's own.
         embedded: settings of the embedded teacher, started by the run itself unless an endpoint is named; null: never.
         concurrency: requests in flight.
@@ -120,6 +122,8 @@ class Teacher:
     mode: str = "live"
     batch_poll: float = 60.0
     batch_requests: int = 20_000
+    backend: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     base_url: str | None = None
     embedded: Embedded | None = None
     concurrency: int = 16

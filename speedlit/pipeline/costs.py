@@ -77,7 +77,7 @@ def price_of(config: Mapping[str, Any], prices: Mapping[str, Price]) -> Price | 
     """The price of the run's teacher; the embedded one costs nothing; None where nobody has said."""
     teacher = config.get("teacher") or {}
     found = prices.get(teacher.get("model", ""))
-    return found or (Price(0.0, 0.0) if teacher.get("embedded") is not None and not teacher.get("base_url") else None)
+    return found or (Price(0.0, 0.0) if teacher.get("embedded") is not None and not (teacher.get("base_url") or teacher.get("backend")) else None)
 
 
 def accepted_samples(stages: Mapping[str, Any]) -> int | None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any, get_args, get_type_hints
 
 from speedlit.errors import UsageError
+from speedlit.plugins import load
 from speedlit.synthesis.wire import address
 
 MOST = 10**12  # no count, second or token of a run is larger; beyond, arithmetic of machine words begins to fail
@@ -97,6 +98,7 @@ def mistakes(config: Any) -> list[str]:
     unknown = set(config.comparison.sources) - {"junior", "senior", "refined", "teacher"}
     if unknown:
         bad.append(f"comparison.sources has {', '.join(sorted(unknown))}; choose among junior, senior, refined, teacher")
+    bad += plugged(config.teacher)
     for url in filter(None, (config.teacher.base_url, config.sampling.base_url)):
         try:
             address(url)
@@ -107,6 +109,22 @@ def mistakes(config: Any) -> list[str]:
     if config.budget.usd is not None and config.teacher.model not in config.prices:
         name = config.teacher.model
         bad.append(f"budget.usd needs a price: prices has no {name!r}; add `{name}: {{input: USD, output: USD}}` (per million tokens) to prices")
+    return bad
+
+
+def plugged(teacher: Any) -> list[str]:
+    """What is wrong about a teacher that is no server."""
+    if not teacher.backend:
+        return ["teacher.settings are those of a teacher.backend, and none is named; name one, or leave them out"] if teacher.settings else []
+    bad = []
+    if teacher.base_url:
+        bad.append(f"teacher.base_url names a server and teacher.backend {teacher.backend} none; leave one of them out")
+    if teacher.mode == "batch":
+        bad.append(f"teacher.mode is batch, which is an API of servers, and teacher.backend {teacher.backend} is none; set it to live")
+    try:
+        load(teacher.backend, "teacher.backend")
+    except UsageError as error:
+        bad.append(str(error))
     return bad
 
 

@@ -38,7 +38,11 @@ def lazily(module: str) -> Callable[[Context], None]:
 
 SYNTH = "speedlit.synthesis.stages."
 TRAIN = "speedlit.pipeline."
-TEACHER = ("teacher.model", "teacher.temperature", "teacher.max_tokens", "teacher.structured", "teacher.embedded", "seed", "prompts")
+TEACHER = (
+    *(f"teacher.{name}" for name in ("model", "backend", "settings", "temperature", "max_tokens", "structured", "embedded")),
+    "seed",
+    "prompts",
+)
 REVISION = ("revision", "revise_fields", "revision_guard", "prompts")
 COMPARED = ("counts.candidates", "counts.test_samples", "control", "comparison.sources")
 SAMPLING = ("sampling.temperature", "sampling.top_p", "sampling.max_tokens", "sampling.batch_size", "sampling.dtype", "sampling.structured", "seed")

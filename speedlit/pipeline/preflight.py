@@ -45,7 +45,7 @@ def check_topics(stage: Stage, plain: Mapping[str, Any], root: Path) -> None:
     file = plain["topics"]["file"]
     if finished(stage, plain, root):
         return
-    if file is None and plain["teacher"]["embedded"] is None:
+    if file is None and (plain["teacher"]["embedded"] is None or plain["teacher"]["backend"]):
         raise UsageError(NONE)
     if file is not None:
         next(read_topics(Path(file)))

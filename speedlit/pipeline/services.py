@@ -24,6 +24,7 @@ from speedlit.synthesis.wire import address
 if TYPE_CHECKING:
     from speedlit.synthesis.batch import BatchBackend
     from speedlit.synthesis.client import HTTPBackend
+    from speedlit.synthesis.plugged import Plugged
 
 FOLDERS = {"junior": "04-junior/model", "senior": "07-senior/model", "control": "07-senior/control/model", "revisor": "09-revisor/model"}
 
@@ -85,33 +86,33 @@ class Services:
 
         teacher = self.config.teacher
         return HTTPBackend(
-            base_url=self.url(),
-            model=teacher.model,
-            journal=self.journal,
+            **self._asked(),
+            base_url=None if teacher.backend else self.url(),
+            wire=self._plugged(teacher.backend) if teacher.backend else None,
             concurrency=teacher.concurrency,
-            timeout=teacher.timeout,
-            retries=teacher.retries,
             patience=teacher.patience,
             requests_per_minute=teacher.requests_per_minute,
             tokens_per_minute=teacher.tokens_per_minute,
-            budget=self.budget(),
         )
 
     def _batches(self) -> BatchBackend:
         from speedlit.synthesis.batch import BatchBackend
 
         teacher = self.config.teacher
-        return BatchBackend(
-            base_url=self.url(),
-            model=teacher.model,
-            journal=self.journal,
-            poll=teacher.batch_poll,
-            requests=teacher.batch_requests,
-            timeout=teacher.timeout,
-            retries=teacher.retries,
-            patience=max(teacher.patience, 600.0),  # who waits for a day can wait for ten minutes
-            budget=self.budget(),
-        )
+        patience = max(teacher.patience, 600.0)  # who waits for a day can wait for ten minutes
+        return BatchBackend(**self._asked(), base_url=self.url(), poll=teacher.batch_poll, requests=teacher.batch_requests, patience=patience)
+
+    def _asked(self) -> dict[str, Any]:
+        """What both ways of asking the teacher are told."""
+        teacher = self.config.teacher
+        return {"model": teacher.model, "journal": self.journal, "timeout": teacher.timeout, "retries": teacher.retries, "budget": self.budget()}
+
+    def _plugged(self, name: str) -> Plugged:
+        """A teacher that is a class."""
+        from speedlit.synthesis.plugged import open_teacher
+
+        teacher = self.config.teacher
+        return open_teacher(name, teacher.settings, teacher.timeout, teacher.concurrency)
 
     def budget(self) -> Budget:
         """The caps of the run over all of its processes; one object for all stages."""
@@ -183,7 +184,7 @@ class Services:
         return self._ask if self._checks else None
 
     def _probe(self) -> bool:
-        if self.config.teacher.embedded is None:
+        if self.config.teacher.embedded is None or self.config.teacher.backend:
             return False
         if self.config.teacher.base_url is None and not os.environ.get("OPENAI_BASE_URL"):
             return True

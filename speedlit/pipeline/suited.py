@@ -85,7 +85,9 @@ def teacher(config: Any) -> list[Finding]:
     """The servers that a run asks."""
     out = []
     named = config.teacher.base_url or os.environ.get("OPENAI_BASE_URL")
-    if named or config.teacher.embedded is None:
+    if config.teacher.backend:
+        out.append(Finding(OK, "teacher", f"the class {config.teacher.backend}, which can be imported here"))
+    elif named or config.teacher.embedded is None:
         out.append(reach("teacher", config.teacher.base_url))
     else:
         out.append(Finding(OK, "teacher", "the embedded one, started by the run"))

@@ -74,7 +74,8 @@ class Planner:
         self.config, self.counts = config, config.counts
         self.templates: PromptSet = load_set(config.prompts)
         self.topics = topics_of(config)
-        self.embedded = config.teacher.embedded is not None and not config.teacher.base_url and not os.environ.get("OPENAI_BASE_URL")
+        another = config.teacher.backend or config.teacher.base_url or os.environ.get("OPENAI_BASE_URL")
+        self.embedded = config.teacher.embedded is not None and not another
         self.teacher, self.writer = meter(config.teacher.model), meter(config.base)
         self.price = config.prices.get(config.teacher.model)
         self.unknown: list[str] = []

@@ -29,6 +29,7 @@ from speedlit.synthesis.commits import Commits
 from speedlit.synthesis.health import Health
 from speedlit.synthesis.journal import Event, Journal, request_key
 from speedlit.synthesis.pacing import Gate, Pace
+from speedlit.synthesis.plugged import Plugged
 from speedlit.synthesis.wire import SECRET, Answer, Endpoint, Outcome, Wire, chat_body
 
 BATCH = 32  # requests that are looked up and handed on together
@@ -61,6 +62,7 @@ class HTTPBackend:
         extra: further keys of the request body, such as ``response_format``; part of the cache key.
         budget: holds requests back that might pass it; needs a journal. None: no bound.
         say: takes one plain line about trouble that lasts; None prints to standard error.
+        wire: what a request goes through, in place of HTTP to ``base_url``.
 
     Raises:
         UsageError: the address or the key can be none.
@@ -82,19 +84,20 @@ class HTTPBackend:
         extra: Mapping[str, Any] | None = None,
         budget: Budget | None = None,
         say: Callable[[str], None] | None = None,
+        wire: Wire | Plugged | None = None,
     ) -> None:
         self.model, self.role, self.extra = model, role, dict(extra or {})
         self.timeout, self.backoff = timeout, backoff
-        endpoint = Endpoint(base_url)
-        self.name = endpoint.name
+        self._wire = wire or Wire(Endpoint(base_url), timeout)
+        self.name = self._wire.name
         self._own_journal = isinstance(journal, Path)
         self.journal = Journal(journal) if isinstance(journal, Path) else journal
         self._done = 0
         self._total: int | None = None
         self._commits = Commits(self.journal, budget, lambda: (self._done, self._total)) if self.journal else None
-        self._wire, self._gate = Wire(endpoint, timeout), Gate(concurrency)
+        self._gate = Gate(concurrency)
         self._pace, self._paced = Pace(requests_per_minute, tokens_per_minute), bool(requests_per_minute or tokens_per_minute)
-        self._health = Health(endpoint.name, model, retries, patience)
+        self._health = Health(self.name, model, retries, patience)
         self._say = say or _print
         self._window = max(4, 8 * concurrency // BATCH)
         self._pending: dict[str, asyncio.Future[tuple[Answer, bool, str]]] = {}
@@ -171,7 +174,7 @@ class HTTPBackend:
 
     async def _answer(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer one batch. Equal requests are asked once: all keys are reserved before the first await."""
-        keys = [request_key(self.role, self.model, request, self.extra) for request in requests]
+        keys = [request_key(self.role + self._wire.mark, self.model, request, self.extra) for request in requests]
         mine = {}
         for key, request in zip(keys, requests, strict=True):
             if key not in self._pending:
@@ -219,7 +222,7 @@ class HTTPBackend:
             future.set_result(result)
 
     def _reply(self, request: Request, answer: Answer, cached: bool, error: str) -> Reply:
-        provenance, text = {"backend": "http", "role": self.role, "model": self.model}, self._wire.endpoint.clean(answer.text, SECRET)
+        provenance, text = {"backend": self._wire.kind, "role": self.role, "model": self.model}, self._wire.clean(answer.text, SECRET)
         return Reply(request.id, request.index, text, answer.finish_reason, answer.tokens_in, answer.tokens_out, cached, error, provenance)
 
     async def _ask(self, key: str, request: Request) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from speedlit import plugins
 from speedlit.errors import UsageError
 
 PACKAGED = Path(__file__).parent / "prompts"
@@ -204,7 +205,7 @@ class PromptSet:
 
 @lru_cache(maxsize=8)
 def load_set(name: str = DEFAULT_SET) -> PromptSet:
-    """Load a prompt set by packaged name (``paper``, ``mini``) or by folder; ``paper+FOLDER`` lays a folder's files over a set's.
+    """Load a prompt set by packaged name (``paper``, ``mini``), by folder or by a plug-in's name; ``paper+FOLDER`` lays a folder's files over a set's.
 
     Raises:
         UsageError: there is no such set, or a file in it is wrong (names file and key).
@@ -243,9 +244,11 @@ def folders(name: str) -> list[Path]:
     found = []
     for part in [name] if Path(name).is_dir() else [part.strip() for part in name.split("+")]:
         folder = PACKAGED / part if part and "/" not in part and (PACKAGED / part).is_dir() else Path(part)
+        if part and not folder.is_dir():
+            folder = plugins.folder(part) or folder
         if not part or not folder.is_dir():
             known = ", ".join(sorted(p.name for p in PACKAGED.iterdir() if p.is_dir()))
-            raise UsageError(f"prompts: {part!r} is neither a packaged prompt set ({known}) nor a folder")
+            raise UsageError(f"prompts: {part!r} is neither a packaged prompt set ({known}) nor a folder nor a plug-in")
         found.append(folder)
     return found
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -186,8 +186,11 @@ class Wire:
         timeout: seconds after which one exchange is given up, however it drips.
     """
 
+    kind, mark = "http", ""  # the mark goes into the journal's keys; servers have none, whose port may change
+
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self.endpoint, self.timeout = endpoint, timeout
+        self.name, self.clean = endpoint.name, endpoint.clean
         self.flying = 0
         self._client: Any = None
         self._raw: Any = None
@@ -212,7 +215,7 @@ class Wire:
     async def _exchange(self, body: Mapping[str, Any], doubted: str) -> Outcome:
         import openai
 
-        clean = self.endpoint.clean
+        clean = self.clean
         try:
             response = await within(self.timeout, self._post(body))
             raw = clean(response.text, SECRET)
@@ -239,7 +242,7 @@ class Wire:
         return self._client.post("/chat/completions", body=body, cast_to=self._raw, options=self._options)
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
+async def within(seconds: float, work: Awaitable[Any]) -> Any:
     """The result of ``work``, or ``asyncio.TimeoutError``."""
     if sys.version_info < (3, 11):
         return await asyncio.wait_for(work, seconds)

@@ -1,4 +1,4 @@
-"""A reward model, a loss, a data source and a callback, as a third party would write them."""
+"""A reward model with its data and a callback: all that such a module writes itself is its network's top and its loss."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from speedlit.data.collate import IGNORE
 from speedlit.data.datamodules import PreferenceData
 from speedlit.models.backbone import hidden_states
 from speedlit.modules.base import SpeedModule
+from speedlit_example.losses import margin_loss
 
 
 class RewardModule(SpeedModule):
     """Bradley-Terry: a linear score of the completion's mean hidden state, higher for the chosen one."""
+
+    role, head = "embedder", False  # a network without the head of a language model
 
     def configure_model(self) -> None:
         """The network, and the score on top of it."""
@@ -35,7 +38,8 @@ class RewardModule(SpeedModule):
     def save_model(self, out: Path) -> Path:
         """The folder of the network, with the score beside it."""
         place = super().save_model(out)
-        save_file({"score": self.score.weight.detach().cpu()}, place / "score.safetensors")
+        if self.global_rank == 0:
+            save_file({"score": self.score.weight.detach().cpu()}, place / "score.safetensors")
         return place
 
 
@@ -56,8 +60,3 @@ class Margins(L.Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as stream:
                 stream.write(f"{trainer.global_step} {pl_module.figures['loss']!r}\n")
-
-
-def margin_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
-    """Softplus of the negative margin, one value per pair."""
-    return torch.nn.functional.softplus(-beta * (chosen - rejected))
