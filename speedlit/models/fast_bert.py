@@ -71,7 +71,8 @@ def _attend(qkv: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
         out = _long(qkv, real)
     else:
         mask = None if real is None else real[:, None, None, :]
-        out = functional.scaled_dot_product_attention(*qkv, attn_mask=mask)
+        q, k, v = qkv
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.view(rows, heads, length, width).transpose(1, 2).reshape(rows * length, heads * width)
 
 
@@ -82,7 +83,7 @@ def _short(qkv: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
     scores = torch.bmm(q.mul_(width**-0.5), k.transpose(1, 2))
     lowest, highest = scores.aminmax()
     if not -STEEP < float(lowest) <= float(highest) < STEEP:
-        return functional.scaled_dot_product_attention(*qkv, attn_mask=None if real is None else real[:, None, None, :])
+        return functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=None if real is None else real[:, None, None, :])
     values = qkv.new_empty(rows, heads, length, width + 1)
     values[..., :width] = qkv[2]
     values[..., width] = 1

@@ -66,7 +66,8 @@ def meanings(cls: Any) -> dict[str, str]:
     """Parameter -> what the docstrings of a class, and of those it inherits from, say about it."""
     found: dict[str, str] = {}
     for part in inspect.getmro(cls):
-        for text in (part.__doc__, vars(part).get("__init__") and part.__init__.__doc__):
+        own = vars(part).get("__init__")
+        for text in (part.__doc__, own.__doc__ if own else None):
             for parameter in parse_docstring(text or "").params:
                 for name in parameter.arg_name.split(","):
                     found.setdefault(name.strip(), short(parameter.description or ""))

@@ -136,7 +136,7 @@ def complete(config: dict[str, Any]) -> str:
 
 def explainer(values: dict[str, Any]) -> commented.Explain:
     """Says of each key of a filled-in recipe what it means, in the words of the class that reads it."""
-    said = {(key,): text for key, text in MEANINGS.items()}
+    said: dict[tuple[str, ...], str] = {(key,): text for key, text in MEANINGS.items()}
     plain = {**NESTED, "adapter": QLoRA}  # LoRA's keys are among its own
 
     def note(cls: Any, path: tuple[str, ...]) -> None:

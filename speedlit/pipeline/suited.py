@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,14 @@ def run_suited(name: str, words: list[str]) -> list[Finding]:
     if out == []:
         out += [Finding(OK, "config", f"right; stages to train: {' '.join(stages_ahead) or 'none'}"), *room(config)]
     out += teacher(config)
+    recipes: dict[str, dict[str, Any]] = {}
+
+    def read(stage: str) -> None:
+        recipes[stage] = fit_recipe(plain[stage])
+
     for stage in (stage for stage in TRAINED if stage in stages_ahead):
-        recipes: list[Any] = []
-        if not said(lambda stage=stage, recipes=recipes: recipes.append(fit_recipe(plain[stage])), ""):
-            out += wants(recipes[0], f"{stage}: ", f"{stage}.set.trainer")
+        if not said(partial(read, stage), ""):
+            out += wants(recipes[stage], f"{stage}: ", f"{stage}.set.trainer")
     out += asked_of_processor("sampling", config.sampling.processes, config.sampling.dtype)
     return [*out, disk(root)]
 
@@ -75,7 +80,7 @@ def fit_suited(names: Sequence[str], words: Sequence[str]) -> list[Finding]:
     shards = ((config.get("data") or {}).get("init_args") or {}).get("shards", [])
     for place in shards if isinstance(shards, list) else [shards]:
         path = place.get("path", "") if isinstance(place, dict) else place
-        out += wrong("shards", said(lambda path=path: ShardSet(path), ""))
+        out += wrong("shards", said(partial(ShardSet, path), ""))
     out = out or [Finding(OK, "recipe", f"right; base {base or 'of its own'} and shards are there")]
     root = (config.get("trainer") or {}).get("default_root_dir") or "runs/fit"
     return [*out, *wants(config, "", "trainer"), disk(Path(root))]
