@@ -83,7 +83,8 @@ def _short(qkv: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
     scores = torch.bmm(q.mul_(width**-0.5), k.transpose(1, 2))
     lowest, highest = scores.aminmax()
     if not -STEEP < float(lowest) <= float(highest) < STEEP:
-        return functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=None if real is None else real[:, None, None, :])
+        q, k = (part.view(rows, heads, length, width) for part in (q, k))  # of one text alone, q is a view that holds scaled queries now
+        return functional.scaled_dot_product_attention(q, k, qkv[2], attn_mask=None if real is None else real[:, None, None, :], scale=1.0)
     values = qkv.new_empty(rows, heads, length, width + 1)
     values[..., :width] = qkv[2]
     values[..., width] = 1

@@ -39,3 +39,9 @@ def test_attention_equals_torchs_with_and_without_padding(dtype, near, length, s
         found = fast_bert._attend(qkv.to(dtype), real)
         assert found.dtype == dtype and found.isfinite().all()
         assert (found.float() - usual).norm() < near * size**0.5 * usual.norm()
+
+
+def test_one_short_text_alone_keeps_its_steep_scores():
+    qkv = torch.randn(1, 6, 3, 4, 8, generator=torch.Generator().manual_seed(0)) * 12
+    usual = scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(6, -1)
+    assert (fast_bert._attend(qkv, None) - usual).abs().max() < 1e-4
