@@ -89,7 +89,7 @@ def test_the_recipes_table_comes_from_a_run(tmp_path: Path) -> None:
         "embedders": {"models": {"untrained": {"A": 0.1, "B": 0.2}, "embedder": {"A": 0.3, "B": 0.5}}},
     }
     write_json(tmp_path / "summary.json", summary)
-    write_json(tmp_path / "run.json", {"name": "smoke"})
+    write_json(tmp_path / "run.json", {"config": {"name": "smoke"}})
     first, fits = rows(tmp_path, "1.5 GB")
     assert first == ["smoke", "1.5", "1.5 GB", "1,020", "135,226", "0.00", "114", "0.250, -, -", "15.0, 40.0"]
     assert fits == [["smoke", "junior", "76", "9", "0.775"]]

@@ -27,7 +27,7 @@ def rows(root: Path, memory: str = "") -> tuple[list[str], list[list[str]]]:
     Raises:
         UsageError: the run has not come to its end.
     """
-    summary, name = read_json(root / "summary.json"), read_json(root / "run.json").get("name", root.name)
+    summary, name = read_json(root / "summary.json"), read_json(root / "run.json")["config"]["name"]
     if "report" not in summary["stages"]:
         raise UsageError(f"{root} is not finished: `speedlit run --root {root}` with its config goes on with it")
     total, stages = summary["costs"]["total"], summary["stages"]
