@@ -38,7 +38,7 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32", licenc
     """Write ``source`` to ``target`` and prove that it is the same model there.
 
     Args:
-        source: a model folder, or the folder of a fit (which holds one as ``model``).
+        source: a model folder, the folder of a fit (which holds one as ``model``), or a checkpoint of a fit, a file or a folder of shares.
         target: a folder that does not exist yet or is empty.
         form: ``adapter`` (peft), ``merged`` (Hugging Face) or ``sentence-transformers``.
         dtype: of the stored weights: float32, bfloat16 or float16. Merging is done in float32 whatever this says.
@@ -52,12 +52,18 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32", licenc
         UsageError: not a model folder, a target in use, an unknown format, or one that this model cannot have.
         SpeedlitError: what was written gives other vectors or token ids; it has been removed.
     """
-    source = model_folder(source)
     if form not in FORMATS:
         raise UsageError(f"unknown format {form!r}: use {', '.join(FORMATS)}")
     if dtype not in COSINE:
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(COSINE)}")
     free_target(target)
+    from speedlit.models.unpack import unpacked
+
+    with unpacked(source) as place:
+        return _export(model_folder(place), target, form, dtype, licence, results)
+
+
+def _export(source: Path, target: Path, form: str, dtype: str, licence: str | None, results: Path | None) -> dict[str, Any]:
     from speedlit.card import write_card
     from speedlit.models.backbone import chain
 
@@ -98,7 +104,9 @@ def model_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / "speedlit.json").is_file():
             return folder
-    raise UsageError(f"{path} is not a model folder (it has no speedlit.json): name the `model` folder that a fit wrote")
+    last = path / "checkpoints" / "last.ckpt"
+    near = f"this fit has not ended; name its checkpoint {last}" if last.exists() else "name the `model` folder that a fit wrote, or one of its checkpoints"
+    raise UsageError(f"{path} is not a model folder (it has no speedlit.json): {near}")
 
 
 def _write(source: Path, target: Path, form: str, dtype: str, info: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ def merge(sources: Sequence[Path], target: Path, method: str = "average", weight
     """Write a model folder with full weights.
 
     Args:
-        sources: two or more model folders (slerp: exactly two), or folders of fits, of one architecture, vocabulary, role, attention and token contract.
+        sources: two or more model folders (slerp: exactly two), folders of fits or checkpoints, of one architecture, vocabulary, role, attention and
+            token contract.
         target: a folder that does not exist yet or is empty.
         method: ``average``: the weighted mean of each tensor; ``slerp``: spherical interpolation of each tensor.
         weights: the share of each source; they are made to sum to 1. Default: all the same.
@@ -37,14 +39,20 @@ def merge(sources: Sequence[Path], target: Path, method: str = "average", weight
     Raises:
         UsageError: too few or too many sources, weights that don't fit, a target in use, or models that are not of one kind.
     """
-    from speedlit.evaluation.folders import folder_hash
     from speedlit.export import free_target, model_folder
+    from speedlit.models.unpack import unpacked
+
+    shares = _shares(method, len(sources), weights)
+    free_target(target)
+    with ExitStack() as stack:
+        return _merge([model_folder(stack.enter_context(unpacked(Path(source)))) for source in sources], target, method, shares)
+
+
+def _merge(folders: list[Path], target: Path, method: str, shares: list[float]) -> dict[str, Any]:
+    from speedlit.evaluation.folders import folder_hash
     from speedlit.models.backbone import CARD, Backbone
     from speedlit.models.folder import load_folder, save_folder
 
-    folders = [model_folder(Path(source)) for source in sources]
-    shares = _shares(method, len(folders), weights)
-    free_target(target)
     first = load_folder(folders[0])
     mixed = {name: tensor.detach().clone() for name, tensor in first.model.state_dict().items()}
     total = shares[0]

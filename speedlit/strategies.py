@@ -18,13 +18,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.tensor import DTensor
 
+from speedlit.checkpoints import META, mapped, read_folder, taken_out
+from speedlit.checkpoints import Place as Place  # checkpoints of earlier versions name it here
 from speedlit.errors import UsageError
 from speedlit.files import remove
-from speedlit.models.sharding import share, whole
+from speedlit.shares import share, whole
 
-META = "meta.pt"
 OPTIONS = ("cpu_offload", "checkpoint", "tensor_parallel_size")
 
 
@@ -67,7 +67,8 @@ class FSDP(ModelParallelStrategy):
     """
 
     def __init__(self, cpu_offload: bool = False, checkpoint: str = "sharded", tensor_parallel_size: int = 1) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=checkpoint == "sharded")
+        backend = "cpu:gloo,cuda:nccl" if cpu_offload and torch.cuda.is_available() else None  # norms of what waits on the host are added up there
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=checkpoint == "sharded", process_group_backend=backend)
         self.cpu_offload = cpu_offload
 
     @property
@@ -92,10 +93,10 @@ class FSDP(ModelParallelStrategy):
         """Write a folder of shares, or one file of whole tensors."""
         path = Path(self.broadcast(filepath))
         if not self._save_distributed_checkpoint:
-            self.checkpoint_io.save_checkpoint(_mapped(checkpoint, _on_host), path) if self.is_global_zero else _mapped(checkpoint, whole)
+            self.checkpoint_io.save_checkpoint(mapped(checkpoint, _on_host), path) if self.is_global_zero else mapped(checkpoint, whole)
             return
         tensors: dict[str, torch.Tensor] = {}
-        rest = _taken_out(checkpoint, tensors)
+        rest = taken_out(checkpoint, tensors)
         if self.is_global_zero:
             remove(path)
             path.mkdir(parents=True)
@@ -152,63 +153,6 @@ def read_folders(strategy: Any) -> None:
     """Let a strategy go on from what FSDP has left."""
     if not sharded(strategy) and type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = Checkpoints()
-
-
-def read_folder(path: Path, templates: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
-    """A checkpoint from a folder of shares, whoever wrote it.
-
-    Args:
-        path: the folder.
-        templates: weights that are spread; a tensor of the same name and shape comes back as this process's share. None: all whole.
-
-    Raises:
-        UsageError: the folder is no checkpoint, or is damaged.
-    """
-    reader = dcp.FileSystemReader(path)
-    try:
-        rest, stored = torch.load(path / META, weights_only=False), reader.read_metadata().state_dict_metadata
-        tensors = {name: _empty(name, what, templates or {}) for name, what in stored.items()}
-        dcp.load(tensors, storage_reader=reader, no_dist=templates is None)
-    except (OSError, EOFError, RuntimeError, dcp.api.CheckpointException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"checkpoint {path} is no whole sharded checkpoint ({reason}); name another one, or remove it to start from the beginning") from error
-    return dict(_mapped(rest, lambda place: tensors[place.name] if isinstance(place, Place) else place))
-
-
-def _empty(name: str, what: Any, templates: dict[str, torch.Tensor]) -> torch.Tensor:
-    like = templates.get(name, templates.get(name.rpartition(".")[0]))
-    if like is not None and like.shape == what.size and isinstance(like, DTensor):
-        return torch.zeros_like(like.detach(), dtype=what.properties.dtype)
-    return torch.zeros(what.size, dtype=what.properties.dtype)
-
-
-class Place:
-    """Where a tensor stood that lies among the shares."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def _taken_out(value: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
-    """``value`` with a place for each tensor of the weights and of the optimizer; the tensors go to ``tensors``."""
-    if isinstance(value, torch.Tensor) and name.startswith(("state_dict.", "optimizer_states.")):
-        tensors[name] = value
-        return Place(name)
-    if isinstance(value, Mapping):
-        return {key: _taken_out(item, tensors, f"{name}.{key}" if name else str(key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_taken_out(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
-    return value
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    if isinstance(value, torch.Tensor | Place):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_mapped(item, change) for item in value]
-    return value
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:

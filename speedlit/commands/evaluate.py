@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("path", help="model folder (of speedlit, sentence-transformers or transformers) or hub name")
+    parser.add_argument("path", help="model folder (of speedlit, sentence-transformers or transformers), checkpoint of a fit, or hub name")
     lists = "names with commas, a benchmark, a shipped list (quick, eng-v1-56), or a file (.txt one name a line, .json or .yaml a list); default: all of --data"
     parser.add_argument("--tasks", help=lists)
     parser.add_argument("--data", help="folder with a tasks.json and local sets")

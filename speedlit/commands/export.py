@@ -17,7 +17,11 @@ EPILOG = """formats:
 A generator is exported as merged: `vllm serve DIR` and `transformers serve DIR` then use its prompt template and its ends as they are.
 The model card takes recipe, lineage, cost and scores from the run that the model lies in; --results names other scores.
 
-example: speedlit export runs/fit/model --to my-embedder --format sentence-transformers --license apache-2.0"""
+A checkpoint gives what the fit would have left at that step; sharded or not, of adapters or of all weights.
+
+examples:
+  speedlit export runs/fit/model --to my-embedder --format sentence-transformers --license apache-2.0
+  speedlit export runs/fit/checkpoints/last.ckpt --to step-400"""
 
 
 def run(argv: list[str]) -> int:
@@ -34,7 +38,7 @@ def run(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", help="model folder, or the folder of a fit")
+    parser.add_argument("model", help="model folder, folder of a fit, or one of its checkpoints (file or folder)")
     parser.add_argument("--to", required=True, metavar="DIR", help="new folder (chat-template: file)")
     parser.add_argument("--format", default="sentence-transformers", help="adapter, merged, chat-template or sentence-transformers (default)")
     parser.add_argument("--dtype", default="float32", help="of the stored weights: float32 (default), bfloat16 or float16")
@@ -66,6 +70,13 @@ def _chat_template(model: Path, target: Path) -> int:
     Raises:
         UsageError: not a model folder of ours.
     """
+    from speedlit.models.unpack import unpacked
+
+    with unpacked(model) as folder:
+        return _write_chat_template(folder, target)
+
+
+def _write_chat_template(model: Path, target: Path) -> int:
     from speedlit.data.tokens import TokenContract
     from speedlit.files import atomic, read_object
 

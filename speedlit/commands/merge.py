@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("models", nargs="+", help="model folders, or folders of fits")
+    parser.add_argument("models", nargs="+", help="model folders, folders of fits, or their checkpoints")
     parser.add_argument("--to", required=True, metavar="DIR", help="new folder")
     parser.add_argument("--method", default="average", help="average (default) or slerp")
     parser.add_argument("--weights", help="the share of each model, with commas (default: all the same)")

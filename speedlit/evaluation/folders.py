@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from speedlit.errors import UsageError
+from speedlit.evaluation import ranks
 from speedlit.evaluation.encoder import Encoder
 from speedlit.files import sha256_file
 from speedlit.models.fast_bert import speed_up_bert
@@ -40,7 +42,7 @@ def open_encoder(
     Args:
         path: a model folder of ours (``speedlit.json``; also the folder of a fit, which holds one as ``model``), a
             sentence-transformers model, or a plain Hugging Face model (then ``pooling`` must be said); also as
-            ``package:NAME/SUBFOLDER`` or ``speedlit:base``.
+            ``package:NAME/SUBFOLDER`` or ``speedlit:base``; or a checkpoint of a fit, which all ranks must open together.
         pooling: last, mean, weighted_mean or cls; only for a model that does not say itself.
         max_length: longest text in tokens, in place of the model's own.
         device: where to compute.
@@ -50,8 +52,12 @@ def open_encoder(
     Raises:
         UsageError: no such folder, or nothing says how the model pools.
     """
+    from speedlit.checkpoints import is_checkpoint
     from speedlit.models.backbone import resolve
 
+    if is_checkpoint(Path(path)):
+        with _unpacked(Path(path)) as place:
+            return open_encoder(place, pooling=pooling, max_length=max_length, device=device, dtype=dtype, **options)
     folder = Path(resolve(str(path)))
     if (folder / "model" / "speedlit.json").is_file():
         folder = folder / "model"
@@ -74,17 +80,41 @@ def open_encoder(
     return Encoder(loaded.model, loaded.embed, loaded.tokenizer, loaded.tokens, **options)
 
 
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """The model folder of a checkpoint, written by the first rank and there until all have read it."""
+    from speedlit.models.unpack import unpacked
+
+    with ExitStack() as stack:
+        place, error = path, None
+        if ranks.number() == 0:
+            try:
+                place = stack.enter_context(unpacked(path))
+            except Exception as found:  # noqa: BLE001 - raised again below, once the others know of it
+                error = found
+        ranks.together(error)
+        error = None
+        try:
+            yield ranks.agreed(place)
+        except Exception as found:  # noqa: BLE001 - as above
+            error = found
+        ranks.together(error)
+
+
 def check_model(path: str | Path) -> None:
     """Look whether ``path`` can be a model at all, before any task is loaded.
 
     Raises:
         UsageError: it is a folder that holds none, or no folder at all.
     """
+    from speedlit.checkpoints import is_checkpoint
     from speedlit.models.backbone import resolve
 
+    if is_checkpoint(Path(path)):
+        return
     folder = Path(resolve(str(path)))
     if folder.is_dir() and not any((folder / name).is_file() for name in (*MARKS, "model/speedlit.json")):
-        raise UsageError(f"{path} holds no model: none of {', '.join(MARKS)} is in it; name a fit's folder, an exported folder or a Hugging Face model")
+        raise UsageError(f"{path} holds no model: none of {', '.join(MARKS)} is in it; name a fit's folder or checkpoint, an export or a Hugging Face model")
 
 
 def folder_hash(folder: Path) -> str:

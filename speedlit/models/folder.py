@@ -186,6 +186,7 @@ def _save_weights(model: Any, folder: Path, base: str, weights: dict[str, torch.
     remove(folder / "README.md")
     if (folder / "adapter_config.json").is_file():
         config = read_json(folder / "adapter_config.json")
+        config = {key: sorted(value) if key == "target_modules" and isinstance(value, list) else value for key, value in config.items()}  # of a set
         write_json(folder / "adapter_config.json", {**config, "base_model_name_or_path": base})
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")

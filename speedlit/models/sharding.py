@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from speedlit.errors import UsageError
+from speedlit.shares import whole
 
 T = TypeVar("T")
 BOUND = "run_inside"
@@ -33,7 +34,7 @@ def shard(model: Any, mesh: Any, narrow: bool = False, offload: bool = False) ->
     root = inner(model)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if narrow else MixedPrecisionPolicy()
     settings: dict[str, Any] = {
-        "mesh": mesh, "mp_policy": policy, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "mesh": mesh, "mp_policy": policy, "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy(),
         "reshard_after_forward": True,  # at the root as well, so that outside of a forward every weight is a share
     }  # fmt: skip
     for layer in layers(root):
@@ -77,23 +78,6 @@ def inside(model: Any, call: Callable[[], T]) -> T:
     return bound(call) if bound else call()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor of which this process may hold a share; all processes must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def share(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's part of a whole tensor, cut as ``like`` is cut."""
-    if not isinstance(like, DTensor) or isinstance(value, DTensor):
-        return value
-    dimension = like.placements[0].dim  # type: ignore[attr-defined]
-    parts = torch.chunk(value, like.device_mesh.size(), dimension)
-    rank = like.device_mesh.get_local_rank()
-    local = parts[rank] if rank < len(parts) else value.narrow(dimension, 0, 0)
-    local = local.to(like.device, like.to_local().dtype, copy=True).contiguous()
-    return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
-
-
 def most(count: int, device: torch.device) -> int:
     """The largest count of any process."""
     found = torch.tensor(count, device=device)
@@ -115,10 +99,12 @@ def alike(weights: list[torch.Tensor]) -> bool:
 
 
 def clip(weights: list[torch.Tensor], limit: float) -> torch.Tensor:
-    """The norm of all gradients, shares and whole ones, which are scaled down to ``limit`` where it is larger."""
+    """The norm of all gradients, which are scaled down to ``limit`` where it is larger: torch's own, and the same for a mixture of shares and whole ones."""
     gradients: list[torch.Tensor] = [weight.grad for weight in weights if weight.grad is not None]
     apart: list[list[torch.Tensor]] = [[g for g in gradients if isinstance(g, DTensor)], [g for g in gradients if not isinstance(g, DTensor)]]
-    norm: torch.Tensor = torch.stack([whole(torch.nn.utils.get_total_norm(part)) for part in apart if part]).norm()
+    if not all(apart):
+        return whole(torch.nn.utils.clip_grad_norm_(weights, limit))
+    norm: torch.Tensor = torch.stack([whole(torch.nn.utils.get_total_norm(part)) for part in apart]).norm()  # which torch refuses
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor.to(gradient.device))

@@ -28,8 +28,11 @@ from speedlit.models.backbone import Backbone, hidden_states, probe_attention
 from speedlit.models.fast import speed_up
 from speedlit.models.folder import save_folder
 from speedlit.models.masks import is_causal, packed_mask, probe_packing
-from speedlit.models.sharding import alike, average_gradients, clip, inside, most, shard, whole
+from speedlit.models.sharding import alike, average_gradients, clip, inside, most, shard
+from speedlit.models.slices import empty, fill, to_be_filled
+from speedlit.models.unpack import settings
 from speedlit.progress import say
+from speedlit.shares import whole
 from speedlit.strategies import sharded
 
 Batch = dict[str, Any]
@@ -128,6 +131,7 @@ class SpeedModule(L.LightningModule):
             strategy: Any = self.trainer.strategy
             for network in self.networks():
                 shard(network, self.device_mesh["data_parallel"], narrow, strategy.cpu_offload)  # type: ignore[index]
+                fill(network, torch.device("cpu") if strategy.cpu_offload else strategy.root_device)
 
     @property
     def spread(self) -> bool:
@@ -139,7 +143,7 @@ class SpeedModule(L.LightningModule):
         model = self.build()
         if self.adapter is None:
             model.requires_grad_(True)
-        self.model = self.adapter.apply(model) if self.adapter else model
+        self.model = empty(self.adapter.apply(model) if self.adapter else model)
         if self.backbone.fast and self._trainer is not None and self.trainer.precision == "bf16-mixed" and not self.spread:
             speed_up(self.model)
 
@@ -160,8 +164,10 @@ class SpeedModule(L.LightningModule):
             )
 
     def build(self) -> Any:
-        """The network without the trained adapter."""
-        return self.backbone.build(self.head, self.adapter.quantization() if self.adapter else None)
+        """The network without the trained adapter; where weights are spread, without its weights, if they can be read share by share."""
+        quantization = self.adapter.quantization() if self.adapter else None
+        shell = to_be_filled(self.backbone, self.head) if self.spread and quantization is None else None
+        return self.backbone.build(self.head, quantization) if shell is None else shell
 
     def on_fit_start(self) -> None:
         """Look whether attention is as asked; say what is trained."""
@@ -225,7 +231,7 @@ class SpeedModule(L.LightningModule):
         limit = self.clip if self.clip is not None else math.inf
         if self.spread:
             average_gradients(weights)
-        norm = clip(weights, limit) if self.spread else torch.nn.utils.clip_grad_norm_(weights, limit)
+        norm = clip(weights, limit)
         sums = torch.stack([totals[name].float() for name in totals])
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so that all ranks judge alike, and the figures are those of the step
@@ -271,10 +277,11 @@ class SpeedModule(L.LightningModule):
         trained = [weight for weight in self.parameters() if weight.requires_grad]
         groups: list[dict[str, Any]] = [{"params": [w for w in trained if w.ndim > 1]}, {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0}]
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        single = not self.spread or isinstance(optimizer, torch.optim.Adam)  # whose one call takes shares, too
         for group in optimizer.param_groups:
             if not alike(group["params"]):  # no one call updates both shares and whole weights
                 group.update({name: False for name in ("fused", "foreach") if group.get(name, False) is None})
-            elif group.get("fused", False) is None and not group.get("foreach"):
+            elif single and group.get("fused", False) is None and not group.get("foreach"):
                 group["fused"] = True  # one call for all weights, on the CPU as well
         if self.schedule.kind != "constant" and math.isinf(self.trainer.estimated_stepping_batches):
             raise UsageError(f"schedule.kind {self.schedule.kind} must know where the run ends: set trainer.max_epochs or trainer.max_steps, or take constant")
@@ -310,10 +317,11 @@ class SpeedModule(L.LightningModule):
     # -- checkpoints and the finished folder ----------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen weights out; put the token contract in."""
+        """Leave frozen weights out; put in what a model folder is made of beside them."""
         trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
-        checkpoint["speedlit"] = {"module": type(self).__name__, "tokens": self.tokens.to_json(), "base": self.backbone.name}
+        said = settings(self.role, self.head, self.backbone, self.adapter, self.tokens, Path(self.trainer.default_root_dir))
+        checkpoint["speedlit"] = {"module": type(self).__name__, **said}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other weights or of another token contract.

@@ -93,7 +93,9 @@ class DPOModule(SpeedModule):
 
     def build(self) -> Any:
         """The network without the trained adapter; finished adapters that are kept beside it come after that."""
-        return self.backbone.build(self.head, self.adapter.quantization() if self.adapter else None, merge=not self.beside)
+        if not self.beside:
+            return super().build()
+        return self.backbone.build(self.head, self.adapter.quantization() if self.adapter else None, merge=False)
 
     def assemble(self) -> None:
         """Build the policy, and the frozen copy where one is needed."""

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from speedlit.checkpoints import read_folder
 from speedlit.data.shards import write_shards
-from speedlit.errors import UsageError
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.evaluation import ranks
+from speedlit.evaluation.folders import check_model, open_encoder
 from speedlit.export import export
-from speedlit.files import write_json
+from speedlit.files import read_json, write_json
+from speedlit.models import slices
 from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.models.sharding import layers
+from speedlit.models.unpack import unpacked
+from speedlit.modules import base
 from speedlit.modules.dpo import DPOModule
 from speedlit.modules.sft import SFTModule
 from speedlit.pipeline import fitting
-from speedlit.strategies import read_folder
 from tests.helpers import contrastive_rows, preference_rows, sft_rows, tiny_llama
 from tests.modules.recipes import KINDS, in_ranks, recipe
 
 fit = partial(fitting.fit, progress=False)
 STEPS = 20
+READ = slices.read
 Job = tuple[dict[str, Any], Path]
 
 
@@ -90,6 +100,123 @@ def test_two_processes_give_what_one_gives(root: Path, tmp_path: Path) -> None:
         assert trace(alone)[0] != pytest.approx(trace(alone)[-1], rel=1e-3)
         for name in ("ddp", "fsdp"):
             assert_same(alone, tmp_path / "-".join((*case, name)))
+            assert_unpacked(tmp_path / "-".join((*case, name)))
+    last = Path("checkpoints") / "last.ckpt"
+    for case in ("contrastive-full-ddp", "contrastive-LoRA-fsdp"):
+        vectors = open_encoder(tmp_path / case / "model").vectors(["a b c", "d"])
+        assert in_ranks(2, opens_as, tmp_path / case / last, vectors) == [0, 0]
+    content = torch.load(tmp_path / "sft-full-ddp" / last, weights_only=False)
+    (tmp_path / "sft-full-ddp" / "model").rename(tmp_path / "sft-full-ddp" / "gone")
+    with pytest.raises(UsageError, match="this fit has not ended; name its checkpoint .*last.ckpt"):
+        export(tmp_path / "sft-full-ddp", tmp_path / "out", "merged")
+    torch.save({**content, "speedlit": {"base": "x"}}, tmp_path / "old.ckpt")
+    with pytest.raises(UsageError, match="old.ckpt doesn't say of what model it is, because an earlier version wrote it; repeat the `speedlit fit`"):
+        export(tmp_path / "old.ckpt", tmp_path / "out", "merged")
+    torch.save({**content, "state_dict": {}}, tmp_path / "cut.ckpt")
+    with pytest.raises(UsageError, match="lacks 21 of the trained weights, such as model.embed_tokens.weight"):
+        export(tmp_path / "cut.ckpt", tmp_path / "out", "merged")
+    assert not list(tmp_path.rglob("*.unpacked"))
+
+
+def assert_unpacked(place: Path) -> None:
+    """The checkpoint of the last step gives the files that the fit has left, but that the base is named from where they lie."""
+    with unpacked(place / "checkpoints" / "last.ckpt") as folder:
+        assert folder.parent.name == f"{place.name}-last"
+        ours, theirs = ({path.name: path.read_bytes() for path in sorted(p.iterdir())} for p in (folder, place / "model"))
+        assert ours.keys() == theirs.keys()
+        base = [json.loads(files["speedlit.json"])["base"].encode() for files in (ours, theirs)]
+        assert {name for name in ours if ours[name] != theirs[name]} <= {"speedlit.json", "adapter_config.json"}
+        assert all(ours[name].replace(base[0], base[1]) == theirs[name] for name in ours)
+
+
+def opens_as(checkpoint: Path, vectors: Any) -> None:
+    """Both ranks read what the first one has unpacked."""
+    check_model(checkpoint)
+    with ranks.joined("cpu"):
+        assert np.array_equal(open_encoder(checkpoint, spread=False).vectors(["a b c", "d"]), vectors)
+
+
+FEW = 4
+SPREAD = {  # recipe, and what is put over a plain fit of one process
+    "whole": ("sft", "full", {}),
+    "slices": ("sft", "full", {}),
+    "slices-LoRA": ("contrastive", "LoRA", {}),
+    "whole-LoRA": ("contrastive", "LoRA", {}),
+    "offload": ("sft", "full", {"trainer": {"strategy": {"name": "fsdp", "cpu_offload": True}}}),
+    "again": ("sft", "full", {"model": {"gradient_checkpointing": True}}),
+    "narrow": ("sft", "full", {"trainer": {"precision": "bf16-mixed"}}),
+    "epochs": ("sft", "full", {}),
+}
+
+
+def spread(root: Path, name: str, devices: bool = True) -> dict[str, Any]:
+    """A short fit under fsdp, of a base in several files whose head is tied to its embeddings."""
+    kind, adapter, over = SPREAD[name]
+    settings = config(root, kind, adapter, steps=FEW, strategy="fsdp" if devices else None, name=str(root / "parts"), **over.get("model", {}))
+    settings["trainer"].update({k: v for k, v in over.get("trainer", {}).items() if devices or k != "strategy"})
+    if name == "epochs":
+        settings["trainer"].update(max_steps=-1, max_epochs=2)
+        settings["trainer"]["callbacks"].append({"class_path": "tests.modules.witness.Names", "init_args": {"path": str(root / "names")}})
+        settings["data"]["init_args"]["validation"] = str(root / "sft")
+    return settings
+
+
+def all_spread(root: Path, out: Path) -> None:
+    """Every fit of ``SPREAD``; what the ones in slices have read; and how a loss that is no number ends, on each rank."""
+    rank = os.environ["RANK"]
+    for name in SPREAD:
+        found: list[tuple[str, int, int]] = []
+
+        def counted(file: str, key: str, start: int, end: int, found: Any = found) -> torch.Tensor:
+            found.append((key, start, end))
+            return READ(file, key, start, end)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slices, "read", counted)
+            if name.startswith("whole"):
+                patch.setattr(base, "to_be_filled", lambda *_: None)
+            fit(spread(root, name), out / name)
+        write_json(out / f"{name}.{rank}.json", found)
+    settings = spread(root, "slices")
+    settings["model"]["init_args"]["clip"], settings["optimizer"] = None, {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}
+    with pytest.raises(SpeedlitError) as error:
+        fit(settings, out / "wild")
+    write_json(out / f"wild.{rank}.json", str(error.value))
+
+
+def test_spread_weights_are_read_in_shares_and_do_all_that_whole_ones_do(root: Path, tmp_path: Path) -> None:
+    """One pair of processes: weights read share by share, in the host's memory, activations computed again, bfloat16, validation, two epochs, a wild loss."""
+    tiny_llama(root / "parts", tie_word_embeddings=True)
+    model = Backbone(str(root / "parts")).build(True)
+    (root / "parts" / "model.safetensors").unlink()
+    model.save_pretrained(root / "parts", max_shard_size="40KB")
+    assert len(list((root / "parts").glob("*.safetensors"))) > 2
+    assert in_ranks(2, all_spread, root, tmp_path) == [0, 0]
+    sizes = {name: weight.shape for name, weight in model.named_parameters()}
+    for name, shapes in (("slices", sizes), ("slices-LoRA", {n.removeprefix("model."): s for n, s in sizes.items()})):
+        read = [read_json(tmp_path / f"{name}.{rank}.json") for rank in (0, 1)]
+        assert trace(tmp_path / name) == trace(tmp_path / name.replace("slices", "whole"))
+        mine = {key: [rows for rank in read for k, *rows in rank if k.removeprefix("model.") == key.removeprefix("model.")] for key in shapes}
+        assert all(rows == [[0, -(-s[0] // 2)], [-(-s[0] // 2), s[0]]] for s, rows in zip(shapes.values(), mine.values(), strict=True))
+        assert len(read[0]) == len(read[1]) == len(shapes)
+    assert read_json(tmp_path / "whole.0.json") == []
+    for name in ("offload", "again"):
+        assert trace(tmp_path / name) == trace(tmp_path / "slices")
+    alone = {name: fit(spread(root, name, devices=False), tmp_path / f"{name}-alone") for name in ("slices", "narrow")}
+    assert [loss for loss, _ in trace(tmp_path / "slices")] == pytest.approx([loss for loss, _ in trace(tmp_path / "slices-alone")], abs=1e-5)
+    losses = [[loss for loss, _ in trace(tmp_path / name)] for name in ("narrow", "narrow-alone", "slices")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0] != losses[2]
+    assert alone["narrow"]["steps"] == FEW
+    seen = [[(int(line.split()[0]), line.split()[1:]) for line in (root / f"names.{rank}").read_text().splitlines()] for rank in (0, 1)]
+    steps = seen[0][-1][0] // 2
+    for first in (0, steps):
+        epoch = [name for rank in seen for step, names in rank for name in names if first < step <= first + steps]
+        assert sorted(epoch) == sorted(f"s{i}" for i in range(25))
+    scored = fit({**spread(root, "epochs", devices=False)}, tmp_path / "epochs-alone")["final"]["val_loss"]
+    assert read_json(tmp_path / "epochs" / "fit.json")["final"]["val_loss"] == pytest.approx(scored, abs=1e-5)
+    for rank in (0, 1):
+        assert re.fullmatch(r"step \d+: .*not changed. Samples of the step: s\d+.*", read_json(tmp_path / f"wild.{rank}.json"))
 
 
 def go_on(settings: dict[str, Any], place: Path) -> None:
@@ -132,7 +259,7 @@ def in_parts(jobs: list[tuple[dict[str, Any], dict[str, Any], Path]]) -> None:
         go_on(rest, place)
 
 
-def test_a_base_in_4_bits_trains_goes_on_and_is_exported(root: Path, tmp_path: Path) -> None:
+def test_a_base_in_4_bits_trains_goes_on_and_is_exported(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses of two processes are those of one, as far as bfloat16 goes; ddp and fsdp."""
     cases = [(kind, name) for kind in KINDS for name in ("ddp", "fsdp")]
     four = partial(config, root, adapter="QLoRA", dtype="bfloat16")
@@ -149,8 +276,13 @@ def test_a_base_in_4_bits_trains_goes_on_and_is_exported(root: Path, tmp_path: P
             assert [loss for loss, _ in trace(place)] == pytest.approx([loss for loss, _ in trace(alone)], rel=2e-2)
             assert weights(place).keys() == weights(alone).keys()
             assert all(weight.any() for weight in weights(place).values())
-    done = export(tmp_path / "contrastive-fsdp" / "model", tmp_path / "exported", "sentence-transformers")
+    done = export(tmp_path / "contrastive-fsdp" / "checkpoints" / "last.ckpt", tmp_path / "exported", "sentence-transformers")
     assert done["cosine"] > 0.999
+    monkeypatch.setattr("speedlit.export.compare", lambda *_: 1.0)  # once in a fresh process is enough
+    export(tmp_path / "contrastive-fsdp" / "model", tmp_path / "of-the-folder", "sentence-transformers")
+    one, two = ({path.relative_to(p): path.read_bytes() for path in p.rglob("*") if path.suffix != ".md" and path.is_file()} for p in
+                (tmp_path / "exported", tmp_path / "of-the-folder"))  # fmt: skip
+    assert one == two
 
 
 def test_what_spread_weights_cannot_do_is_refused(root: Path) -> None:
