@@ -40,9 +40,9 @@ def _generation(place: str, revision: str | None) -> Any:
     from transformers import GenerationConfig
 
     try:
-        return GenerationConfig.from_pretrained(place, revision=revision)
+        return GenerationConfig.from_pretrained(place, revision=revision or "main")
     except OSError:  # no such file, which is usual
-        return GenerationConfig.from_pretrained(place, revision=revision, config_file_name="config.json", _from_model_config=True)
+        return GenerationConfig.from_pretrained(place, revision=revision or "main", config_file_name="config.json", _from_model_config=True)
 
 
 def replace(model: Any, make: Any, names: set[str] | None = None) -> None:

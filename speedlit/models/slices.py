@@ -33,7 +33,7 @@ def to_be_filled(backbone: Backbone, head: bool) -> Any:
     if adapters or getattr(load_config(place, backbone), "quantization_config", None) is not None:
         return None
     files = _files(place, backbone.revision)
-    model = hollow(place, head, backbone) if files else None
+    model: Any = hollow(place, head, backbone) if files else None
     places = _places(model, files) if model is not None and _plain(model) else None
     if places is None:
         return None
@@ -65,7 +65,8 @@ def fill(model: Any, device: torch.device) -> None:
         found = torch.empty_like(weight, device=device)
         _, start, end = part(weight)
         if end > start:
-            found.to_local().copy_(read(*places[names[id(weight)]], start, end))
+            rows: Any = found
+            rows.to_local().copy_(read(*places[names[id(weight)]], start, end))
         return found
 
     with torch.no_grad():
@@ -94,8 +95,7 @@ def _own(name: str) -> str:
 def _files(place: str, revision: str | None) -> dict[str, str]:
     """For each stored tensor the file that it lies in; empty where there are no safetensors."""
     from safetensors import safe_open
-    from transformers.utils import cached_file
-    from transformers.utils.hub import get_checkpoint_shard_files
+    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
     only: Any = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     files = [cached_file(place, "model.safetensors", **only)]
@@ -127,9 +127,10 @@ def _places(model: Any, files: dict[str, str]) -> Places | None:
     prefix = f"{model.base_model_prefix}."
     weights = dict(model.named_parameters())
     tied = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in weights]
-    for stored in (lambda name: name, lambda name: prefix + name, lambda name: name.removeprefix(prefix)):
-        if all(stored(name) in files for name in weights) and not any(stored(name) in files for name in tied):
-            places = {name: (files[stored(name)], stored(name)) for name in weights}
+    every = [*weights, *tied]
+    for stored in ({n: n for n in every}, {n: prefix + n for n in every}, {n: n.removeprefix(prefix) for n in every}):
+        if all(stored[name] in files for name in weights) and not any(stored[name] in files for name in tied):
+            places = {name: (files[stored[name]], stored[name]) for name in weights}
             break
     else:
         return None
