@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from speedlit.pipeline.config import RunConfig, Topics, parse
 from speedlit.pipeline.loop import Wanted
 from speedlit.study import sources
 from speedlit.study.ablation import untruncated
+from speedlit.study.longtail import held_out, write_probe
 from speedlit.study.room import Room
 from speedlit.synthesis.client import HTTPBackend
 from tests.synthesis.scripted import CONFIG, STAGES, answer, run_until
@@ -33,23 +35,30 @@ class ScriptedRoom(Room):
         self.inputs = {stage: root / stage for stage in (*STAGES, "revisor")}
 
 
-@pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
-    """A finished scripted run, whose generators are played by the server; counts how often one was asked for."""
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Server]]:
+    """The root of a finished scripted run, and the server that plays its models."""
+    root = tmp_path_factory.mktemp("scripted")
     with Server(answer) as server:
-        run_until("dataset", tmp_path, server)
-        write_json(tmp_path / "synthesis" / "_SUCCESS", {})
+        run_until("dataset", root, server)
+        write_json(root / "synthesis" / "_SUCCESS", {})
         for stage in ("tasks", "dataset", "revisor"):
-            write_json(tmp_path / stage / "manifest.json", {"stage": stage})
-        made = ScriptedRoom(tmp_path)
-        made.asked = []
+            write_json(root / stage / "manifest.json", {"stage": stage})
+        yield root, server
 
-        def generator(_: Room, role: str, model: Path) -> Backend:
-            made.asked.append(role)
-            return HTTPBackend("m", server.url, None, role=role, concurrency=8, backoff=0.01)
 
-        monkeypatch.setattr(sources, "generator", generator)
-        yield made
+@pytest.fixture
+def room(scripted: tuple[Path, Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedRoom:
+    """A room of its own in that run, which notes whose answers were asked for."""
+    made = ScriptedRoom(scripted[0])
+    made.folder, made.asked = tmp_path / "study", []
+
+    def generator(_: Room, role: str, model: Path) -> Backend:
+        made.asked.append(role)
+        return HTTPBackend("m", scripted[1].url, None, role=role, concurrency=8, backoff=0.01)
+
+    monkeypatch.setattr(sources, "generator", generator)
+    return made
 
 
 def texts(path: Path) -> list[tuple[str, str, list[str]]]:
@@ -90,6 +99,19 @@ def test_the_run_s_own_records_are_read_and_nothing_left_is_an_error(room: Scrip
     room.config = {**room.config, "filters": {"copied_query": 0.0, "negative_like_positive": 1e-9, "minhash_threshold": 1e-9, "ngram": 1}}
     with pytest.raises(SpeedlitError, match="the filters leave nothing of the data in .*: loosen `filters`"):
         sources.made(room, "senior", "senior", None, False)
+
+
+def test_held_out_records_stand_in_where_no_set_names_topics(room: ScriptedRoom, tmp_path: Path) -> None:
+    write_probe(tmp_path / "probe.json", None, [], held_out(room.root / "tasks", room.root / "refinement"), 4)
+    (found,) = read_json(tmp_path / "probe.json")["sets"]
+    prompts = {row["id"]: row for row in read_jsonl(room.root / "tasks/prompts.jsonl")}
+    records = [row for row in read_jsonl(room.root / "refinement/records.jsonl") if prompts[row["prompt_id"]]["use"] == "test"]
+    wanted = [row for row in records if row["kind"] != "classification"]
+    assert [query["id"] for query in found["queries"]] == [row["id"] for row in wanted]
+    assert wanted
+    for query, row in zip(found["queries"], wanted, strict=True):
+        assert query["topic"] == prompts[row["prompt_id"]]["topic"]
+        assert [found["documents"][place] for place in query["relevant"]] == [row["positive"]]
 
 
 def test_whole_topics_are_a_loop_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
