@@ -204,7 +204,7 @@ def draw(drawn: Iterable[Table]) -> None:
     from rich.console import Console
     from rich.table import Table as Drawn
 
-    console = Console(width=None if sys.stdout.isatty() else 240)
+    console = Console(width=None if sys.stdout.isatty() else 240, markup=False)  # "[no interval]" is no markup
     for table in drawn:
         grid = Drawn(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
         for i, name in enumerate(table.head):

@@ -1,8 +1,11 @@
-"""The line score = a + b log10 N: least squares, Student interval of b, R2, a test of curvature, and the sizes for which it holds."""
+"""The line score = a + b log10 N: least squares, Student interval of b, R2, a test of curvature, and the sizes for which it holds.
+
+Seeds are blocks: each has a level of its own, which is taken out, since a lucky seed is lucky at every size. Where no blocks are given all cells are alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +23,7 @@ class Line:
 
     Attributes:
         low: lower end of the 95 % Student interval of b; ``high`` is the upper one.
-        r2: share of the scores' variance that the line explains.
+        r2: share of the scores' variance within blocks that the line explains.
         p_curvature: chance of a quadratic term this large if there were none (t-test, the same as the F-test); None with fewer than three sizes, or
             with no more cells than the three terms need.
         first: smallest size; ``last`` is the largest, ``count`` how many scores.
@@ -61,8 +64,8 @@ class Line:
         return {**plain, "interval": ends}
 
 
-def fit_line(sizes: Sequence[int], scores: Sequence[float]) -> Line:
-    """Ordinary least squares over cells; each is a size and the score that one model got.
+def fit_line(sizes: Sequence[int], scores: Sequence[float], blocks: Sequence[Hashable] | None = None) -> Line:
+    """Least squares over cells; each is a size, the score that one model got, and the block (seed) that it belongs to.
 
     Raises:
         UsageError: lists of different lengths, a value that cannot be, or fewer than two sizes.
@@ -74,49 +77,54 @@ def fit_line(sizes: Sequence[int], scores: Sequence[float]) -> Line:
         raise UsageError("a line needs one finite score per size, and sizes above 0")
     if len(np.unique(x)) < 2:
         raise UsageError("a line needs two sizes at least: give study.sizes more of them")
-    beta, variance, left = least_squares(x, y, 1)
-    free = len(x) - 2
-    half = float(t.ppf((1 + LEVEL) / 2, free) * np.sqrt(variance[1])) if free else np.inf
-    total = float(((y - y.mean()) ** 2).sum())
-    centre = float(x.mean())
+    levels = levels_of(blocks, len(x))
+    beta, variance, left, free = least_squares(x, y, 1, levels)
+    total = least_squares(x, y, 0, levels)[2]
+    half = float(t.ppf((1 + LEVEL) / 2, free) * np.sqrt(variance[1])) if free > 0 else np.inf
     slope = float(beta[1])
     return Line(
-        float(beta[0]) - slope * centre,
+        float(beta[0]) - slope * float(x.mean()),
         slope,
         slope - half,
         slope + half,
         1 - left / total if total > 0 else 1.0,
-        curvature(x, y),
+        curvature(x, y, levels),
         int(min(sizes)),
         int(max(sizes)),
         len(x),
     )
 
 
-def least_squares(x: np.ndarray, y: np.ndarray, degree: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coefficients of the polynomial in x - mean(x), their variances, and the sum of squares that is left."""
-    design = np.vander(x - x.mean(), degree + 1, increasing=True)
+def levels_of(blocks: Sequence[Hashable] | None, count: int) -> np.ndarray:
+    """Columns (cells, blocks - 1) of mean 0 that let every block have its own level; the intercept stays the mean's."""
+    names = list(dict.fromkeys(blocks or [0] * count))
+    columns = np.array([[float(block == name) for name in names[1:]] for block in blocks or [0] * count]).reshape(count, len(names) - 1)
+    return columns - columns.mean(0)
+
+
+def least_squares(x: np.ndarray, y: np.ndarray, degree: int, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """Coefficients of the polynomial in x - mean(x) and of the blocks' levels, their variances, the squares that are left, and degrees of freedom."""
+    design = np.hstack([np.vander(x - x.mean(), degree + 1, increasing=True), levels])
     beta = np.linalg.lstsq(design, y, rcond=None)[0]
     left = float(((y - design @ beta) ** 2).sum())
-    free = len(y) - degree - 1
-    variance = np.diag(np.linalg.inv(design.T @ design)) * (left / free if free else np.inf)
-    return beta, variance, left
+    free = len(y) - design.shape[1]
+    variance = np.diag(np.linalg.pinv(design.T @ design)) * (left / free if free > 0 else np.inf)
+    return beta, variance, left, free
 
 
-def curvature(x: np.ndarray, y: np.ndarray) -> float | None:
+def curvature(x: np.ndarray, y: np.ndarray, levels: np.ndarray) -> float | None:
     """The p-value of a quadratic term; None where it cannot be tested."""
     from scipy.stats import t
 
-    free = len(x) - 3
+    beta, variance, left, free = least_squares(x, y, 2, levels)
     if len(np.unique(x)) < LEAST or free < 1:
         return None
-    beta, variance, left = least_squares(x, y, 2)
     if left <= 1e-20 * max(float((y**2).sum()), 1e-300):  # no noise at all: the term is there or it is not
         return 0.0 if abs(beta[2]) > 1e-9 * max(float(np.abs(y).max()), 1e-300) else 1.0
     return float(2 * t.sf(abs(beta[2]) / np.sqrt(variance[2]), free))
 
 
-def reach(sizes: Sequence[int], scores: Sequence[float]) -> Line | None:
+def reach(sizes: Sequence[int], scores: Sequence[float], blocks: Sequence[Hashable] | None = None) -> Line | None:
     """The line over the longest run of neighbouring sizes, three at least, for which the law holds; of equally long ones the one with the largest sizes.
 
     Several runs are tried, so the one that is found was chosen: its p-value flatters.
@@ -124,8 +132,8 @@ def reach(sizes: Sequence[int], scores: Sequence[float]) -> Line | None:
     known = sorted(set(sizes))
     for length in range(len(known), LEAST - 1, -1):
         for start in range(len(known) - length, -1, -1):
-            inside = [(n, s) for n, s in zip(sizes, scores, strict=True) if known[start] <= n <= known[start + length - 1]]
-            line = fit_line([n for n, _ in inside], [s for _, s in inside])
+            inside = [i for i, n in enumerate(sizes) if known[start] <= n <= known[start + length - 1]]
+            line = fit_line([sizes[i] for i in inside], [scores[i] for i in inside], [blocks[i] for i in inside] if blocks else None)
             if line.holds:
                 return line
     return None

@@ -42,12 +42,12 @@ def chosen_sizes(wanted: Sequence[int], there: int) -> list[int]:
 
 def law(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The line over all sizes, the slope of each seed's own line, the sizes for which the law holds, and the same for every task."""
-    sizes = [row["n"] for row in rows]
-    line = fit_line(sizes, [row["score"] for row in rows])
-    within = reach(sizes, [row["score"] for row in rows])
-    seeds = sorted({row["seed"] for row in rows})
+    sizes, blocks = [row["n"] for row in rows], [row["seed"] for row in rows]
+    line = fit_line(sizes, [row["score"] for row in rows], blocks)
+    within = reach(sizes, [row["score"] for row in rows], blocks)
+    seeds = sorted(set(blocks))
     slopes = [fit_line([r["n"] for r in rows if r["seed"] == s], [r["score"] for r in rows if r["seed"] == s]).b for s in seeds]
-    tasks = {task: fit_line(sizes, [row["tasks"][task] for row in rows]).to_json() for task in rows[0]["tasks"]}
+    tasks = {task: fit_line(sizes, [row["tasks"][task] for row in rows], blocks).to_json() for task in rows[0]["tasks"]}
     return {**line.to_json(), "by_seed": t_interval(slopes).to_json(), "reach": within.to_json() if within else None, "tasks": tasks, "steps": steps(rows)}
 
 
@@ -73,7 +73,7 @@ def doubling(rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Any]) -> dic
     The samples' price is the run's: the average of everything that was paid, and the work that grows with N alone.
     """
     largest = max(row["n"] for row in rows)
-    within = reach([row["n"] for row in rows], [row["score"] for row in rows])
+    within = reach([row["n"] for row in rows], [row["score"] for row in rows], [row["seed"] for row in rows])
     if within is not None and within.last == largest:
         gain = by_law(within)
     else:
@@ -106,5 +106,6 @@ def tail(room: Room, triplets: Any, rows: Sequence[Mapping[str, Any]]) -> dict[s
     lines = {}
     for name in next(iter(table.values())):
         ids = [query["id"] for query in groups.groups[name]]
-        lines[name] = fit_line([row["n"] for row in rows], [100 * float(np.mean([row["queries"][i] for i in ids])) for row in rows]).to_json()
+        means = [100 * float(np.mean([row["queries"][i] for i in ids])) for row in rows]
+        lines[name] = fit_line([row["n"] for row in rows], means, [row["seed"] for row in rows]).to_json()
     return {"of": groups.names, "rows": [{"n": n, "groups": found} for n, found in table.items()], "lines": lines}

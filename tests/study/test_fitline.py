@@ -39,6 +39,22 @@ def test_a_planted_law_is_recovered_as_often_as_the_interval_promises() -> None:
     assert 0.91 < np.mean([line.verdict == "holds" for line in lines]) < 0.985, "a true line is refused in 5 % of the cases"
 
 
+def test_a_seed_s_level_is_taken_out() -> None:
+    seeds = [0, 1, 2] * 5
+    truth = 20 + 15 * LOG + np.asarray([-6.0, 0.0, 6.0] * 5)
+    scores = noisy(truth - 3 * (LOG - 2.7) ** 2, 4, 0.2)
+    alike, blocked = fit_line(list(SIZES), scores), fit_line(list(SIZES), scores, seeds)
+    assert (blocked.a, blocked.b) == pytest.approx((alike.a, alike.b)), "every seed has every size"
+    assert blocked.high - blocked.low < (alike.high - alike.low) / 5
+    assert alike.p_curvature is not None
+    assert blocked.p_curvature is not None
+    assert alike.p_curvature > 0.5 > 0.001 > blocked.p_curvature, "the bend was hidden behind the seeds"
+    dummies = np.asarray([[float(seed == k) for k in range(3)] for seed in seeds])
+    beta = np.linalg.lstsq(np.column_stack([LOG, dummies]), np.asarray(scores), rcond=None)[0]
+    assert blocked.b == pytest.approx(beta[0])
+    assert blocked.a == pytest.approx(beta[1:].mean())
+
+
 def test_planted_curvature_is_detected_and_the_law_bounded() -> None:
     truth = 20 + 30 * np.minimum(LOG, np.log10(500))  # grows to 500, then stands still
     line = fit_line(list(SIZES), noisy(truth, 3, 0.5))
