@@ -65,8 +65,8 @@ class Progress:
         """Rate, time left, and the note."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self.done - self.begun) / seconds
-        words = [f"{rate:.1f}/s"] if self.even else [clock(seconds)]
-        if self.even and self.total and rate:
+        words = [clock(seconds)] if not self.even else [f"{rate:.1f}/s"] if rate >= 0.1 or not rate else [f"{clock(1 / rate)} each"]
+        if self.even and self.total and self.done - self.begun >= max(1, 0.02 * self.total):  # earlier, it would be a guess
             words.append(f"{clock(max(self.total - self.done, 0) / rate)} left")
         note = self.note if isinstance(self.note, str) else self.note()
         return ", ".join([*words, *([note] if note else [])])

@@ -66,6 +66,10 @@ def test_a_pipe_gets_plain_lines_and_few(capsys: pytest.CaptureFixture[str], mon
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "  fit: 140/400 steps (4.0/s, 1:05 left, loss 39)", "what an earlier attempt did is no speed of this one"
     assert len(lines) == 5, "one in ten seconds"
+    with Progress("evaluation", 5, "models") as bar:
+        now[0] += 90
+        bar.advance()
+    assert capsys.readouterr().err == "  evaluation: 1/5 models (1:30 each, 6:00 left)\n"
     assert "\x1b" not in "".join(lines)
 
 

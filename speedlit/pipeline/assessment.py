@@ -134,9 +134,8 @@ def embedders(ctx: Context) -> dict[str, Any] | None:
         }
         for m in distinct
     ]
-    scores = dict(
-        zip(distinct, in_processes("speedlit.evaluation.run:evaluate_folder", jobs, min(comparison["processes"], len(jobs)), "evaluation"), strict=True)
-    )
+    workers = min(comparison["processes"], len(jobs))
+    scores = dict(zip(distinct, in_processes("speedlit.evaluation.run:evaluate_folder", jobs, workers, "evaluation", "models"), strict=True))
     rows = {name: scores[path] for name, path in models.items()}
     return {"models": rows, "sources": by_source(rows, comparison), "tasks": list(rows["embedder"]), "count": counts(ctx)}
 

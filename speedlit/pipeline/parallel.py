@@ -14,14 +14,15 @@ from speedlit.progress import Progress, mute
 from speedlit.workers import begin_worker
 
 
-def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int, label: str) -> list[Any]:
+def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int, label: str, unit: str = "fits") -> list[Any]:
     """Call ``module:function`` once per job and return the results in the order of the jobs.
 
     Args:
         target: ``package.module:function``, importable in a fresh process.
         jobs: keyword arguments of each call; plain, picklable values.
         processes: workers; 1 calls the function in this process, with its own progress display.
-        label: what the bar counts.
+        label: what is being done.
+        unit: what one job is.
 
     Raises:
         SpeedlitError: a worker died, for instance for want of memory.
@@ -32,7 +33,7 @@ def in_processes(target: str, jobs: Sequence[Mapping[str, Any]], processes: int,
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=begin_worker)
     try:
         futures = {pool.submit(_call, target, {**job, "progress": False}, silent=i > 0): i for i, job in enumerate(jobs)}
-        with Progress(label, len(jobs), "fits") as progress:
+        with Progress(label, len(jobs), unit) as progress:
             for future in as_completed(futures):
                 results[futures[future]] = future.result()
                 progress.advance()

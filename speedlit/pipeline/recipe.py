@@ -29,6 +29,8 @@ from speedlit.pipeline.yamlfiles import SHORT, merge, nested, reason, suggestion
 from speedlit.plugins import plugins
 from speedlit.strategies import environment, strategy
 
+# What libraries say in every run and nobody needs; srun is for who wants several processes (docs/clusters.md).
+NOTICES = ("LeafSpec", "Total length of `list` across ranks", "does not have many workers", "is not resumable", "litlogger", "The `srun` command is available")
 # Quiet and light unless a recipe says otherwise.
 TRAINER = {
     "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -195,8 +197,8 @@ def quiet() -> None:
     """Leave Lightning's tips and notices off the screen; warnings of its own about our loaders as well."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*LeafSpec.*", ".*Total length of `list` across ranks.*", ".*does not have many workers.*", ".*is not resumable.*", ".*litlogger.*"):
-        warnings.filterwarnings("ignore", message=message)
+    for words in NOTICES:
+        warnings.filterwarnings("ignore", message=f".*{words}")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -55,7 +55,7 @@ def perform(room: Room, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     known = len(jobs) - sum(one["id"] in missing for one in jobs)
     room.say(f"study {room.kind}: {len(jobs)} cells, {known} of them there already" if known else f"study {room.kind}: {len(jobs)} cells")
     if missing:
-        in_processes("speedlit.study.cells:train_and_score", list(missing.values()), min(room.study["processes"], len(missing)), room.kind)
+        in_processes("speedlit.study.cells:train_and_score", list(missing.values()), min(room.study["processes"], len(missing)), room.kind, "cells")
     return [{**cell.labels, **read_object(Path(one["folder"]) / CELL)} for cell, one in zip(cells, jobs, strict=True)]
 
 
