@@ -166,7 +166,8 @@ def test_its_teacher_and_task_kind_make_the_seed_of_a_run(place: Path) -> None:
 
 def test_its_task_kind_becomes_a_contrastive_batch(installed: Path, tmp_path: Path) -> None:
     from speedlit.data.collate import encode_contrastive
-    from speedlit.data.datamodules import Samples, Steps
+    from speedlit.data.samples import Samples
+    from speedlit.data.steps import Steps
     from speedlit.data.tokens import TokenContract
     from speedlit.models.backbone import Backbone
     from tests.synthesis.scripted import answer

@@ -23,8 +23,9 @@ import numpy as np
 from scripts.bench import embedding
 from scripts.bench.data import VOCABULARY, build_model, contrastive_rows
 from scripts.bench.row import Row, now
-from speedlit.data.datamodules import ContrastiveData, StepLoader
+from speedlit.data.datamodules import ContrastiveData
 from speedlit.data.shards import write_chunks, write_shards
+from speedlit.data.steps import StepLoader
 from speedlit.data.tokens import TokenContract
 from speedlit.models.backbone import load_tokenizer
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from speedlit.data import collate
-from speedlit.data.datamodules import Samples, Source, StepLoader, Steps, sources
+from speedlit.data.mixture import Source, sources
+from speedlit.data.samples import Samples
 from speedlit.data.shards import ShardSet, write_shards
+from speedlit.data.steps import StepLoader, Steps
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import UsageError
 from tests.helpers import contrastive_rows, preference_rows, sft_rows, tiny_tokenizer

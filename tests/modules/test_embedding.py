@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from speedlit.data import collate
-from speedlit.data.datamodules import Samples, Steps
+from speedlit.data.samples import Samples
 from speedlit.data.shards import ShardSet, write_shards
+from speedlit.data.steps import Steps
 from speedlit.data.tokens import POOLINGS, TokenContract
 from speedlit.errors import UsageError
 from speedlit.models.backbone import Backbone, hidden_states
