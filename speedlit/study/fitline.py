@@ -14,6 +14,7 @@ import numpy as np
 from speedlit.errors import UsageError
 
 LEVEL = 0.95
+ROUNDING = 1e-12  # what of a score is no difference
 LEAST = 3  # sizes that a line is judged by: two always lie on one
 
 
@@ -107,6 +108,8 @@ def least_squares(x: np.ndarray, y: np.ndarray, degree: int, levels: np.ndarray)
     design = np.hstack([np.vander(x - x.mean(), degree + 1, increasing=True), levels])
     beta = np.linalg.lstsq(design, y, rcond=None)[0]
     left = float(((y - design @ beta) ** 2).sum())
+    if left <= ROUNDING**2 * float((y**2).sum()):  # no noise: a slope of rounding errors alone, as equal scores leave one, would look like a law
+        left, beta = 0.0, np.where(np.abs(beta) <= ROUNDING * np.abs(y).max(), 0.0, beta)
     free = len(y) - design.shape[1]
     variance = np.diag(np.linalg.pinv(design.T @ design)) * (left / free if free > 0 else np.inf)
     return beta, variance, left, free

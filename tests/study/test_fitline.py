@@ -80,6 +80,17 @@ def test_scores_without_noise() -> None:
     assert fit_line([10, 100, 1000, 10000], [1.0, 4.0, 9.0, 16.0]).p_curvature == 0
 
 
+@pytest.mark.parametrize("score", [70.0, 33.333, 50.1, 100.0, 0.0])
+def test_equal_scores_are_no_law(score: float) -> None:
+    """Least squares leaves a slope of some 1e-15 there, and no noise that could speak against it."""
+    for sizes in ([100, 200, 400], [64, 128, 256, 512, 1024], [10, 23, 57]):
+        for seeds in (1, 2, 3, 5):
+            line = fit_line(sizes * seeds, [score] * len(sizes) * seeds)
+            assert line.verdict == "no law: the interval of b holds 0"
+            assert (line.a, line.b) == (pytest.approx(score), 0)
+            assert reach(sizes * seeds, [score] * len(sizes) * seeds) is None
+
+
 def test_too_little_to_judge_says_so() -> None:
     line = fit_line([10, 100], [1.0, 2.0])
     assert line.p_curvature is None
