@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import yaml
-
 from speedlit.errors import UsageError
 from speedlit.pipeline.limits import mistakes, nulls
-from speedlit.pipeline.yamlfiles import find_recipe, key_lines, merge, read_yaml, reason, unknown_keys
+from speedlit.pipeline.yamlfiles import find_recipe, key_lines, merge, plain_value, read_yaml, reason, unknown_keys
 from speedlit.synthesis.budget import Price
 from speedlit.synthesis.quality.alarms import Levels
 
@@ -545,10 +543,7 @@ def set_deep(config: RunConfig, key: str, text: str) -> None:
     training = getattr(config, name, None)
     if not isinstance(training, Training):
         raise UsageError(f"--{key}: {name} is no training stage; there are junior, senior, revisor, embedder")
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = plain_value(text)
     for part in reversed(path.split(".")):
         value = {part: value}
     training.set = merge(training.set, value)

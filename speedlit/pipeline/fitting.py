@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speedlit.errors import UsageError
-from speedlit.files import content_id, disk_error, read_json, remove, sha256_file, write_json
+from speedlit.files import content_id, disk_error, read_json, read_object, remove, sha256_file, write_json
 
 PACKAGED = Path(__file__).resolve().parent.parent / "offline" / "base"
 RESULT, STATE = "fit.json", "fit-started.json"
@@ -53,10 +53,11 @@ def begin(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
     identity = {"id": _identity(config)}
     before = read_json(out / STATE) if (out / STATE).is_file() else None
     if before == identity and (out / RESULT).is_file():
-        return dict(read_json(out / RESULT))
+        return read_object(out / RESULT, "steps", "seconds", "final")
     if before is not None and before != identity:
-        for name in ("checkpoints", "model", "metrics.csv", RESULT):
+        for name in ("checkpoints", "model", "metrics.csv"):
             remove(out / name)
+    remove(out / RESULT)  # of another recipe, or of a `speedlit fit` in this folder: nobody can say what it belongs to
     write_json(out / STATE, identity)
     return None
 

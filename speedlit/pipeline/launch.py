@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from speedlit.errors import Requeued, SpeedlitError
-from speedlit.files import atomic, read_json
+from speedlit.files import atomic, read_object
 from speedlit.pipeline.fitting import RESULT, begin, placed
 
 LAUNCH = "SPEEDLIT_LAUNCH"
@@ -50,7 +50,7 @@ def launched(config: dict[str, Any], out: Path | str, words: str) -> dict[str, A
         error = SpeedlitError(f"the ranks of {out} ended with code {code}; their logs, beside this one, say why")
         error.exit_code = code
         raise error
-    return dict(read_json(out / RESULT))
+    return read_object(out / RESULT, "steps", "seconds", "final")
 
 
 def over_ranks(config: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from speedlit.models.adapter import QLoRA
 from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
 from speedlit.pipeline import commented
-from speedlit.pipeline.yamlfiles import SHORT, merge, nested, reason, suggestion
+from speedlit.pipeline.yamlfiles import SHORT, merge, nested, plain_value, reason, suggestion
 from speedlit.plugins import plugins
 from speedlit.strategies import environment, strategy
 
@@ -313,11 +313,7 @@ def override(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
             if not rest:
                 raise UsageError(f"--{key} needs a value")
             text = rest.pop(0)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        config = _put(config, _path(key.removesuffix("+")), nested(value, Path.cwd()), append=key.endswith("+"))
+        config = _put(config, _path(key.removesuffix("+")), nested(plain_value(text), Path.cwd()), append=key.endswith("+"))
     return config
 
 

@@ -123,8 +123,12 @@ def read_job(name: str) -> Job:
     given = {key: value for key, value in given.items() if value is not None}
     for key in ("cpus", "shards", "attempts", "gpus", "nodes"):
         value = given.get(key, 1)
-        if not (isinstance(value, int) and value >= 1):
+        if isinstance(value, bool) or not (isinstance(value, int) and value >= 1):
             raise UsageError(f"{path}: job.{key} is {value}; it must be a whole number of at least 1")
+    for key in ("account", "partition", "qos", "constraint", "setup", "time", "memory"):
+        value = given.get(key, "")
+        if not isinstance(value, str) and (key not in ("time", "memory") or type(value) is not int):  # 0123 and `no` are no names in YAML
+            raise UsageError(f"{path}: job.{key} is {value!r}; it must be text: put it in quotes")
     if not isinstance(given.get("options", []), list):
         raise UsageError(f"{path}: job.options must be a list of words for sbatch")
     return Job(**given)

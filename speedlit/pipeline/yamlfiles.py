@@ -59,8 +59,16 @@ def find_recipe(name: str) -> Path:
     raise UsageError(f"--config {name}: no such file and no shipped recipe of that name; near it: {', '.join(near)} (`speedlit list` shows all)")
 
 
+CLOCK = re.compile(r"[-+]?\d[\d_]*(:\d\d?)+(\.[\d_]*)?$")
+
+
 class Loader(yaml.SafeLoader):  # type: ignore[misc]  # pyyaml has no types
-    """YAML's safe loader, but a key that stands twice is a mistake: the first value would be lost without a word."""
+    """YAML's safe loader, but a key that stands twice is a mistake: the first value would be lost without a word.
+
+    And ``12:00:00`` is the text that it looks like, as in YAML 1.2; YAML 1.1 has a number there, 43200, which Slurm would take for minutes.
+    """
+
+    yaml_implicit_resolvers = {first: [("tag:yaml.org,2002:str", CLOCK), *found] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """A mapping as it stands in the file, before merge keys are filled in."""
@@ -91,6 +99,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} holds {'nothing' if value is None else type(value).__name__}, not a mapping of keys to values")
     found: dict[str, Any] = here(value, str(path.resolve().parent))
     return found
+
+
+def plain_value(text: str) -> Any:
+    """What a word of a command line stands for, read as in a YAML file; what is no YAML is its own text."""
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 (a safe loader)
+    except yaml.YAMLError:
+        return text
 
 
 def here(value: Any, folder: str) -> Any:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speedlit.errors import SpeedlitError
+from speedlit.errors import SpeedlitError, UsageError
+from speedlit.files import write_json
+from speedlit.pipeline.fitting import begin
 from speedlit.pipeline.launch import launched
-from speedlit.pipeline.slurm import ONE, SCRIPT
+from speedlit.pipeline.slurm import ONE, SCRIPT, read_job
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,26 @@ def test_the_ranks_of_a_fit_hand_their_exit_code_to_the_stage(code: int, tmp_pat
     assert caught.value.exit_code == code
     trainer = {"max_steps": 3, "strategy": "ddp", "num_nodes": 2, "devices": 4, "default_root_dir": str(tmp_path / "fit")}
     assert yaml.safe_load((tmp_path / "fit" / "fit.yaml").read_text()) == {"trainer": trainer}
+
+
+def test_what_a_job_asks_for_is_what_its_file_says(tmp_path: Path) -> None:
+    """YAML 1.1 makes 43200 of 12:00:00, which are 30 days of minutes, 83 of 0123, and False of no."""
+    path = tmp_path / "cluster.yaml"
+    path.write_text("job: {time: 12:00:00, memory: 32000, account: '0123'}")
+    assert {"--time=12:00:00", "--mem=32000", "--account=0123"} <= set(read_job(str(path)).words("topics"))
+    for wrong in ("account: 0123", "partition: no", "qos: [a]", "time: 1.5", "time: true", "setup: [module load cuda]", "nodes: true"):
+        path.write_text(f"job: {{{wrong}}}")
+        with pytest.raises(UsageError, match=f"job.{wrong.partition(':')[0]} is .* must be (text: put it in quotes|a whole number)"):
+            read_job(str(path))
+
+
+def test_a_figure_that_was_there_before_is_not_taken_for_the_result(tmp_path: Path) -> None:
+    """`speedlit fit` leaves a fit.json too, of whatever was trained in that folder."""
+    write_json(tmp_path / "fit.json", {"steps": 1, "seconds": 1, "final": {}})
+    for _ in range(2):  # the second time after a kill
+        assert begin({"trainer": {"max_steps": 9}}, tmp_path) is None
+    write_json(tmp_path / "fit.json", {"steps": 9, "seconds": 1, "final": {}})
+    assert begin({"trainer": {"max_steps": 9}}, tmp_path) == {"steps": 9, "seconds": 1, "final": {}}
+    (tmp_path / "fit.json").write_text("[]")
+    with pytest.raises(UsageError, match="fit.json is damaged"):
+        begin({"trainer": {"max_steps": 9}}, tmp_path)
