@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +105,9 @@ def _print(config: dict[str, Any]) -> int:
 
 
 def _fit(config: dict[str, Any]) -> int:
-    """Train, and leave a finished model folder."""
+    """Train, and leave a finished model folder; one process at a time, as two would write over each other's checkpoints."""
     from speedlit.pipeline.fitting import add_callbacks, finish, run_fit
+    from speedlit.pipeline.loop import locked
     from speedlit.pipeline.recipe import make, set_threads
 
     config, root = _root(config)
@@ -114,8 +117,11 @@ def _fit(config: dict[str, Any]) -> int:
     add_callbacks(made.trainer, True, "fit")
     if checkpoint is not None:
         print(f"  going on from {checkpoint}", file=sys.stderr)
-    run_fit(made, checkpoint or root / "checkpoints" / "none")
-    result = finish(made, root)
+    first = made.trainer.is_global_zero
+    busy = f"another `speedlit fit` is at work in {root}; wait for it, or give this one another --trainer.default_root_dir"
+    with locked(root, ".fit.lock", busy, fcntl.lockf) if first else nullcontext():  # lockf: workers, which are forks, don't hold it after a kill -9
+        run_fit(made, checkpoint or root / "checkpoints" / "none")
+        result = finish(made, root)
     if made.trainer.is_global_zero and "model" in result:
         print(f"  {result['steps']} steps; model in {result['model']}, figures in {root / 'metrics.csv'}", file=sys.stderr)
     return 0

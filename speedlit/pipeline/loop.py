@@ -249,7 +249,7 @@ def outcome(ctx: Context) -> str:
 
 
 @contextmanager
-def locked(root: Path, name: str, busy: str) -> Iterator[None]:
+def locked(root: Path, name: str, busy: str, take: Callable[[Any, int], Any] = fcntl.flock) -> Iterator[None]:
     """Hold a lock file below the root, made where it is missing.
 
     Raises:
@@ -260,10 +260,10 @@ def locked(root: Path, name: str, busy: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
     except OSError as error:
-        raise SpeedlitError(f"cannot use {root} as the run's root: {error.strerror}; choose another with --root") from error
+        raise SpeedlitError(f"cannot use {root} as the root folder: {error.strerror}; choose another with --root, or --trainer.default_root_dir") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SpeedlitError(busy) from error
         yield
@@ -305,7 +305,7 @@ def summarise(root: Path, every: dict[str, Stage], plain: dict[str, Any], write:
     alarms = [{"stage": stage, "of": of, "measure": name, "value": found[name]} for stage, of, found in of_stages(finished) for name in found["alarms"]]
     summary = {"stages": finished, "costs": ledger(finished, plain, root), "alarms": alarms, "levels": levels}
     if "evaluation" in finished:
-        summary.update(read_json(every["evaluation"].folder(root) / "tables.json"))
+        summary.update(read_object(every["evaluation"].folder(root) / "tables.json"))
     if write:
         write_json(root / "summary.json", summary)
     return summary

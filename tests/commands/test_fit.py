@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import yaml
 from speedlit.cli import main
 from speedlit.errors import UsageError
 from speedlit.pipeline.recipe import Checker, make, override
-from speedlit.pipeline.yamlfiles import find_recipe, read_recipe, shipped
+from speedlit.pipeline.yamlfiles import find_recipe, read_recipe, read_yaml, shipped
 from tests.helpers import sft_rows, tiny_llama
 
 FITS = sorted(name for name in shipped() if name.startswith(("fit/", "examples/")))
@@ -83,6 +85,26 @@ def test_fit_trains_resumes_and_leaves_a_model(place: Path, tmp_path: Path, caps
     assert main(["predict", *words[1:]]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert {row["id"] for row in rows} == {f"s{i}" for i in range(20)}
+
+
+def test_two_fits_in_one_folder_do_not_mix(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would write over each other's checkpoints and figures without a word."""
+    root = tmp_path / "run"
+    root.mkdir()
+    hold = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold, str(root / ".fit.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert main(["fit", "--config", str(place / "fit.yaml"), "--trainer.default_root_dir", str(root), "--trainer.max_steps", "1"]) == 1
+        other.communicate()
+    assert f"error: another `speedlit fit` is at work in {root}; wait for it, or give this one another" in capsys.readouterr().err
+    assert [path.name for path in root.iterdir()] == [".fit.lock"]
+
+
+def test_a_clock_time_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("max_time: 1:12:00:00\nratio: 1.5\ncount: 1_000\nday: -1:30\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"max_time": "1:12:00:00", "ratio": 1.5, "count": 1000, "day": "-1:30"}
+    assert override({}, ["--trainer.max_time", "12:00:00"]) == {"trainer": {"max_time": "12:00:00"}}
 
 
 def test_later_configs_and_words_win(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
