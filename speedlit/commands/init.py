@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from shlex import quote
 
 from speedlit.errors import UsageError
 from speedlit.files import disk_error
@@ -28,8 +29,9 @@ def run(argv: list[str]) -> int:
     folder = Path(known.dir)
     files = write(folder, known.kind)
     print(f"{folder}: {' '.join(files)}")
-    print(f"train it: speedlit {'run' if known.kind == 'loop' else 'fit'} --config {folder / ('run.yaml' if known.kind == 'loop' else 'fit.yaml')}")
-    print(f"test it:  pytest {folder}        more: {folder / 'README.md'}")
+    command, recipe = ("run", "run.yaml") if known.kind == "loop" else ("fit", "fit.yaml")
+    print(f"train it: speedlit {command} --config {quote(str(folder / recipe))}")
+    print(f"test it:  pytest {quote(str(folder))}        more: {folder / 'README.md'}")
     return 0
 
 

@@ -97,9 +97,9 @@ def browsed(folders: Mapping[str, Path], limit: int = LIMIT) -> Browsed:
         return Browsed([], 0, total)
     try:
         made = lineages(folders, used, Chosen(min(1.0, limit / total)))
-    except KeyError as error:
-        where = folders["tasks"].parent
-        raise UsageError(f"a row of the records below {where} lacks the key {error}: redo its stage with `speedlit run --from STAGE`") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"lacks the key {error}" if isinstance(error, KeyError) else f"has a value of a wrong type ({error})"
+        raise UsageError(f"a row of the records below {folders['tasks'].parent} {what}: redo its stage with `speedlit run --from STAGE`") from error
     return Browsed([packed(part) for part in parts(made)], sum(len(prompt["records"]) for prompt in made), total)
 
 
@@ -251,4 +251,4 @@ def parts(prompts: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def packed(part: list[dict[str, Any]]) -> str:
     """JSON, gzipped (the same bytes every time), in base64."""
     text = json.dumps(part, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(text.encode(errors="replace"), 6, mtime=0)).decode("ascii")

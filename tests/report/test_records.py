@@ -68,3 +68,14 @@ def test_a_row_without_its_keys_is_named(tmp_path: Path) -> None:
     write_jsonl(folders["candidates"] / "records.jsonl", [row])
     with pytest.raises(UsageError, match=r"lacks the key 'fields': redo its stage with `speedlit run --from STAGE`"):
         browsed(folders)
+
+
+def test_a_value_of_a_wrong_type_is_told_and_half_a_character_shown(tmp_path: Path) -> None:
+    folders = make_run(tmp_path)
+    failed = next(read_jsonl(folders["candidates"] / "rejected.jsonl"))
+    (folders["candidates"] / "rejected.jsonl").write_text(json.dumps({**failed, "text": "a \ud83d b"}, sort_keys=True, separators=(",", ":")) + "\n")
+    texts = [record.get("x") for part in browsed(folders).parts for prompt in unpacked([part]) for record in prompt["records"]]
+    assert "a ? b" in texts
+    write_jsonl(folders["candidates"] / "rejected.jsonl", [{**failed, "reason": None}])
+    with pytest.raises(UsageError, match="has a value of a wrong type .*: redo its stage with `speedlit run --from STAGE`"):
+        browsed(folders)
