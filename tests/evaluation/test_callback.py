@@ -10,6 +10,7 @@ from speedlit.data.shards import write_shards
 from speedlit.errors import UsageError
 from speedlit.pipeline.fitting import fit
 from tests.helpers import contrastive_rows, tiny_bert, tiny_llama
+from tests.modules.recipes import in_ranks
 
 SCORE = "speedlit.callbacks.mteb.MTEB"
 
@@ -79,7 +80,7 @@ def test_another_run_of_the_same_name_does_not_get_the_old_scores(made, sets, tm
     found = []
     for seed in (1, 2):
         watched = recipe(made, scorer(data=str(sets), tasks="Ret", output=str(tmp_path / "results"), at_start=False), steps=2)
-        watched["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.02 * seed
+        watched["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1e-92 * seed
         found.append(fit(watched, tmp_path / str(seed) / "run", progress=False)["final"]["mteb/Ret"])
     assert found[0] != found[1]
     assert len(list((tmp_path / "results").rglob("step-2/Ret.json"))) == 1
@@ -108,6 +109,36 @@ def test_a_checkpoint_can_follow_a_score(made, sets, tmp_path):
     looks = [json.loads(line) for line in (tmp_path / "out" / "mteb.jsonl").read_text().splitlines()][1:]
     top = max(looks, key=lambda look: look["scores"]["Ret"])
     assert [path.name for path in (tmp_path / "best").glob("*.ckpt")] == [f"step={top['step']}.ckpt"]
+
+
+@pytest.mark.slow
+def test_a_mean_that_rises_no_more_stops_the_training(made, sets, tmp_path):
+    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {
+        "monitor": "mteb/mean", "mode": "max", "patience": 1, "min_delta": 1e-3, "check_on_train_epoch_end": True}}  # fmt: skip
+    watched = recipe(made, scorer(tasks=["Ret", "Sts"], data=str(sets), every_n_steps=6), stop, steps=30)
+    watched["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1e-9
+    assert fit(watched, tmp_path / "out", progress=False)["steps"] == 12  # the second epoch's mean is the first one's
+
+
+def fit_both(plain, watched, out):
+    fit(plain, out / "plain", progress=False)
+    fit(watched, out / "watched", progress=False)
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_scored_by_all_ranks_and_trained_as_without(made, sets, tmp_path):
+    task = scorer(tasks=["Ret", "Sts"], data=str(sets), every_n_steps=2)
+    fit(recipe(made, task, steps=1, base="llama"), tmp_path / "one", progress=False)
+    both = recipe(made, steps=4, base="llama"), recipe(made, task, steps=4, base="llama")
+    for one in both:
+        one["trainer"] |= {"devices": 2, "strategy": "fsdp"}
+    assert in_ranks(2, fit_both, *both, tmp_path) == [0, 0]
+    assert len(losses(tmp_path / "plain")) == 4 and losses(tmp_path / "plain") == losses(tmp_path / "watched")
+    looks = [json.loads(line) for line in (tmp_path / "watched" / "mteb.jsonl").read_text().splitlines()]
+    alone = json.loads((tmp_path / "one" / "mteb.jsonl").read_text().splitlines()[0])
+    assert [look["step"] for look in looks] == [0, 2, 4] and not any(look["failures"] for look in looks)
+    assert looks[0]["scores"] == pytest.approx(alone["scores"], abs=1e-4)  # the same untrained weights
+    assert looks[2]["scores"] != looks[0]["scores"]
 
 
 def test_mistakes_show_before_training(made, sets, tmp_path):
