@@ -146,8 +146,10 @@ def _use(form: str, info: Mapping[str, Any], decoder: bool, lowest: float, targe
         lines.append(f"Queries read as {tokens.query_template!r}, documents as {tokens.document_template!r}.")
         if (target / "modules.json").is_file():
             lines.append("sentence-transformers and mteb find pooling, length and the prompt of each task in this folder.")
+            if (target / "both_ways.py").is_file():
+                lines.append("They need `trust_remote_code=True`: `both_ways.py` makes the base attend in both directions. Without code: export it as merged.")
         else:
-            lines.append("sentence-transformers and mteb cannot give this folder its attention and prompts: export it as sentence-transformers for them.")
+            lines.append("sentence-transformers and mteb cannot give this folder its prompts: a template goes on behind the text.")
     else:
         lines.append(f"The chat template puts the last message into {tokens.template!r}; `vllm serve` and `transformers serve` use it and")
         lines.append("`generation_config.json` as they are." if form != "adapter" else "need the merged format.")

@@ -30,6 +30,7 @@ FORMATS = ("adapter", "merged", "sentence-transformers")
 POOLING = {"last": "lasttoken", "mean": "mean_tokens", "weighted_mean": "weightedmean_tokens", "cls": "cls_token"}
 GENERIC = "Given a query, retrieve relevant text"
 BENCHMARKS = ("MTEB(eng, v2)", "MTEB(eng, v1)")  # whose tasks' instructions travel with an embedder
+SWITCH = Path(__file__).parent / "evaluation" / "both_ways.py"
 # (floor on cosine, what it is compared in): a cast costs a little
 COSINE = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.999}
 
@@ -118,8 +119,8 @@ def _write(source: Path, target: Path, form: str, dtype: str, info: dict[str, An
     loaded = load_folder(source)
     expected = _expected(loaded, info, form)
     write_tokenizer(loaded, target, info)
-    if form == "sentence-transformers" or scores_elsewhere(loaded, info, form):
-        _write_modules(loaded, target)
+    if form == "sentence-transformers" or scores_elsewhere(loaded, info):
+        _write_modules(loaded, target, form == "adapter" and both_ways(loaded))
     if form == "adapter":
         _write_adapter(source, target, info)
         return expected
@@ -213,31 +214,40 @@ def _write_generation(loaded: Loaded, target: Path) -> None:
     GenerationConfig(**settings, do_sample=True, temperature=1.0, top_p=1.0, top_k=0).save_pretrained(target)
 
 
-def scores_elsewhere(loaded: Loaded, info: dict[str, Any], form: str) -> bool:
-    """Whether an adapter or merged folder can tell sentence-transformers, and so mteb, how it embeds; else they would guess the mean of all tokens.
+def scores_elsewhere(loaded: Loaded, info: dict[str, Any]) -> bool:
+    """Whether an adapter or merged folder can tell sentence-transformers, and so mteb, how it embeds: a prompt must be able to say what the templates say."""
+    tokens = loaded.tokens
+    return info.get("role") == "embedder" and tokens.query_template.endswith("{text}") and tokens.document_template.endswith("{text}")
 
-    A prompt must be able to say what the templates say. No adapter can make its base look both ways: that switch is none that
-    ``from_pretrained`` takes, so it must stand in the config of full weights.
-    """
+
+def both_ways(loaded: Loaded) -> bool:
+    """Whether this is a decoder that attends in both directions, which its base's own config does not know of."""
     from speedlit.models.folder import ENCODERS
 
-    tokens, both = loaded.tokens, loaded.attention == "bidirectional" and loaded.model.config.model_type not in ENCODERS
-    prefixes = tokens.query_template.endswith("{text}") and tokens.document_template.endswith("{text}")
-    return info.get("role") == "embedder" and prefixes and not (form == "adapter" and both)
+    return loaded.attention == "bidirectional" and loaded.model.config.model_type not in ENCODERS
 
 
-def _write_modules(loaded: Loaded, target: Path) -> None:
-    """The files by which sentence-transformers, and so mteb, knows pooling, normalisation, length and prompts."""
+def _write_modules(loaded: Loaded, target: Path, switched: bool) -> None:
+    """The files by which sentence-transformers, and so mteb, knows pooling, normalisation, length and prompts.
+
+    An adapter loads its base by the base's config. Where that one is causal and the adapter is not (``switched``), the switch is a module of a
+    few lines in the folder: sentence-transformers reads it with ``trust_remote_code=True``, and says so without.
+    """
     tokens = loaded.tokens
     library = "sentence_transformers.models"
     parts = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if tokens.normalize else [])]
     modules = [{"idx": i, "name": str(i), "path": path, "type": f"{library}.{kind}"} for i, (path, kind) in enumerate(parts)]
+    length: dict[str, Any] = {"max_seq_length": tokens.max_length, "do_lower_case": False}
+    if switched:
+        modules[0]["type"] = f"{SWITCH.stem}.BothWays"
+        shutil.copyfile(SWITCH, target / SWITCH.name)
+        length["config_kwargs"] = {key: getattr(loaded.model.config, key) for key in ("sliding_window", "layer_types") if hasattr(loaded.model.config, key)}
     (target / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
     modes = {f"pooling_mode_{theirs}": ours == tokens.pooling for ours, theirs in POOLING.items()}
     write_json(target / "1_Pooling" / "config.json", {"word_embedding_dimension": loaded.model.config.hidden_size, **modes, "include_prompt": True})
     if tokens.normalize:
         (target / "2_Normalize").mkdir(exist_ok=True)
-    write_json(target / "sentence_bert_config.json", {"max_seq_length": tokens.max_length, "do_lower_case": False})
+    write_json(target / "sentence_bert_config.json", length)
     named = {**prompts(tokens), **task_prompts(tokens)}
     write_json(target / "config_sentence_transformers.json", {"prompts": named, "default_prompt_name": None, "similarity_fn_name": "cosine"})
 

@@ -1,11 +1,13 @@
 """Run as a file in a fresh process: ``mteb run`` on exported folders, without any code of ours.
 
 mteb's command line takes names of the hub or of its own registry and no folders, so each folder is entered in the registry, as published
-models are, with sentence-transformers as its loader and nothing else said. Arguments: pairs NAME=FOLDER; results go to the folder ``results``.
+models are, with sentence-transformers as its loader and nothing else said, but for leave to run the code that some bring. Arguments: pairs
+NAME=FOLDER; results go to the folder ``results``.
 """
 
 import sys
 from functools import partial
+from pathlib import Path
 
 from mteb.cli.build_cli import main
 from mteb.models.get_model_meta import MODEL_REGISTRY
@@ -15,6 +17,8 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 
 def load(folder, name, revision=None, **options):
     options.pop("embed_dim", None)
+    if (Path(folder) / "both_ways.py").is_file():
+        options["trust_remote_code"] = True
     return SentenceTransformerEncoderWrapper(folder, **options)
 
 

@@ -85,8 +85,8 @@ def test_a_model_that_is_not_the_same_there_is_removed(tmp_path, monkeypatch):
     model = trained(tmp_path, "bert-mean", lora=True)
     original = module._write_modules
 
-    def forget_pooling(loaded, target):
-        original(loaded, target)
+    def forget_pooling(loaded, target, switched):
+        original(loaded, target, switched)
         config = json.loads((target / "1_Pooling" / "config.json").read_text())
         config.update(pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
         (target / "1_Pooling" / "config.json").write_text(json.dumps(config))
