@@ -6,7 +6,7 @@ sentence-transformers reads this file with ``trust_remote_code=True``.
 from sentence_transformers.models import Transformer
 
 
-class BothWays(Transformer):
+class BothWays(Transformer):  # type: ignore[misc]
     """A network that gets the switch with each batch."""
 
     def forward(self, features, **kwargs):  # type: ignore[no-untyped-def]
