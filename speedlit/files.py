@@ -40,8 +40,8 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[str]]:
-    """A text stream that takes the place of ``path`` only after everything is on the disk.
+def whole(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which takes the place of ``path`` only after everything is on the disk.
 
     Raises:
         SpeedlitError: the disk is full or the folder cannot be written; the old file is untouched.
@@ -49,9 +49,8 @@ def atomic(path: Path) -> Iterator[IO[str]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
+        yield temporary
+        with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
         fsync_dir(path.parent)
@@ -59,6 +58,17 @@ def atomic(path: Path) -> Iterator[IO[str]]:
         raise disk_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[str]]:
+    """A text stream into ``whole``.
+
+    Raises:
+        SpeedlitError: as there.
+    """
+    with whole(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        yield stream
 
 
 def fsync_dir(folder: Path) -> None:

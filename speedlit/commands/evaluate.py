@@ -36,14 +36,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", help=lists)
     parser.add_argument("--data", help="folder with a tasks.json and local sets")
     parser.add_argument("--output", help="folder for results in mteb's own layout")
-    parser.add_argument("--pooling", choices=["last", "mean", "weighted_mean", "cls"], help="for a model that does not say how it pools")
-    parser.add_argument("--max-length", type=int, help="longest text in tokens (default: the model's own)")
+    add_model_options(parser)
     parser.add_argument("--instructions", help="JSON or YAML table of instructions by task name")
     parser.add_argument("--no-instructions", action="store_true", help="leave the tasks' own instructions away")
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How a model is read and where it computes: what every command that embeds texts asks."""
+    parser.add_argument("--pooling", choices=["last", "mean", "weighted_mean", "cls"], help="for a model that does not say how it pools")
+    parser.add_argument("--max-length", type=int, help="longest text in tokens (default: the model's own)")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
     parser.add_argument("--token-budget", type=int, help="padded tokens per forward pass (default: 1024 on a CPU, else 16384)")
-    return parser
 
 
 def run(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from speedlit.commands.evaluate import add_model_options
 from speedlit.commands.run import quiet_libraries
 from speedlit.errors import UsageError
 
@@ -34,11 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--instruction", help="encode the texts as queries with this instruction (default: as documents)")
     parser.add_argument("--format", default="parquet", choices=["parquet", "npy"], help="of the parts (default: parquet)")
     parser.add_argument("--part-size", type=int, default=16384, help="texts of a part (default 16384)")
-    parser.add_argument("--pooling", choices=["last", "mean", "weighted_mean", "cls"], help="for a model that does not say how it pools")
-    parser.add_argument("--max-length", type=int, help="longest text in tokens (default: the model's own)")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    parser.add_argument("--token-budget", type=int, help="padded tokens per forward pass (default: 1024 on a CPU, else 16384)")
+    add_model_options(parser)
     return parser
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import numpy as np
 from speedlit.errors import UsageError
 from speedlit.evaluation import ranks
 from speedlit.evaluation.encoder import Encoder
-from speedlit.files import disk_error, fsync_dir, read_json, sha256_file, write_json
+from speedlit.files import fsync_dir, read_json, sha256_file, whole, write_json
 from speedlit.progress import Progress
 
 FORMATS = ("parquet", "npy")
@@ -146,33 +144,17 @@ def _count(path: Path) -> int | None:
 
 def _write(path: Path, ids: list[str], vectors: np.ndarray) -> None:
     if path.suffix == ".npy":
-        with _whole(path.with_suffix(".ids.json")) as temporary:
+        with whole(path.with_suffix(".ids.json")) as temporary:
             temporary.write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-        with _whole(path) as temporary, temporary.open("wb") as stream:
+        with whole(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, vectors)
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         pq.write_table(pa.table({"id": pa.array(ids), "vector": flat}), temporary, compression="none", use_dictionary=False)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file that takes the place of ``path`` once it is complete and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        fsync_dir(path.parent)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def encode_corpus(encoder: Encoder, rows: Iterable[dict[str, Any]], out: Path, identity: dict[str, Any], **options: Any) -> dict[str, Any]:
