@@ -62,6 +62,9 @@ def open_encoder(
     if (folder / "model" / "speedlit.json").is_file():
         folder = folder / "model"
     precision = _dtype(dtype)
+    _check_device(device)
+    if options.get("token_budget") is not None and options["token_budget"] < 1:
+        raise UsageError(f"--token-budget is {options['token_budget']}; it must be at least 1")
     if options.get("token_budget") is None:
         options["token_budget"] = 1024 if device == "cpu" else 16384  # what a layer makes of 1,024 tokens stays in a core's cache
     if folder.is_dir():
@@ -75,6 +78,9 @@ def open_encoder(
     loaded = load_folder(folder if folder.is_dir() else str(path), dtype=precision, role="embedder")
     changes: dict[str, Any] = {key: value for key, value in {"pooling": pooling, "max_length": max_length}.items() if value is not None}
     loaded.tokens = replace(loaded.tokens, **changes)
+    places = getattr(loaded.model.config, "max_position_embeddings", None)
+    if max_length is not None and places is not None and max_length > places:
+        raise UsageError(f"--max-length is {max_length}, but {path} knows {places} positions; give at most that many tokens")
     loaded.model.to(device)
     speed_up_bert(loaded.model)
     return Encoder(loaded.model, loaded.embed, loaded.tokenizer, loaded.tokens, **options)
@@ -167,6 +173,16 @@ def _label(folder: Path) -> str:
     """A name for results: the fit's folder rather than its ``model``."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "model" else folder.name
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that torch doesn't know, or that isn't here, before anything is loaded."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UsageError(f"--device {name} is no device that torch knows; use cpu, cuda or cuda:1") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch finds no GPU here; use cpu")
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -101,6 +101,8 @@ def _run(encoder: Encoder, task: AbsTask, output: Path | None, resume: bool) -> 
     if failed := [reason for reason in reasons if reason is not None]:
         return str(failed[0])
     found = result.task_results[0]
+    if np.isnan(ranks.agreed(found.get_score())):
+        return "its score is no number; are all its texts alike or empty?"
     if files is not None and ranks.number() == 0:
         files.save_to_cache(found, meta)
     return float(ranks.agreed(found.get_score()))

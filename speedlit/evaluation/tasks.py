@@ -70,6 +70,9 @@ KINDS = {
 }
 
 
+TEXTS = {"text", "sentences", "sentence1", "sentence2"}
+
+
 @same_randomness()  # making a task seeds all random generators
 def load_tasks(names: str | Sequence[str] | None = None, data: str | Path | None = None) -> list[AbsTask]:
     """Tasks ready to run.
@@ -308,6 +311,19 @@ def _check_columns(task: AbsTask, tables: Any, folder: Path) -> None:
         for column in needed:
             if table.data.column(column).null_count:
                 raise UsageError(f"{path}: some rows have no value for {column!r}")
+        for column in TEXTS & set(needed):
+            _check_texts(path, column, table)
+        if task.metadata.type == "STS" and table.features["score"].dtype == "string":
+            raise UsageError(f"{path}: the column 'score' holds texts; scores are numbers")
+
+
+def _check_texts(path: Path, column: str, table: Any) -> None:
+    """Refuse a column of texts that holds something else, or nothing: single empty texts do occur in published sets."""
+    kind = getattr(table.features[column], "dtype", "list")
+    if kind not in ("string", "large_string", "list"):
+        raise UsageError(f"{path}: the column {column!r} holds {kind}, not texts")
+    if kind != "list" and not any(text.strip() for text in table[column]):
+        raise UsageError(f"{path}: every text of the column {column!r} is empty")
 
 
 def _search_split(folder: Path, split: str) -> RetrievalSplitData:

@@ -151,16 +151,22 @@ def chain(name: str, adapters: list[str] | None = None) -> tuple[str, list[Path]
             if (folder / CARD).is_file() and not (folder / "config.json").is_file():  # only says how to read its base
                 base, merged = chain(str(_beside(folder, read_json(folder / CARD)["base"])))
             continue
-        if (folder / CARD).is_file():
-            card = read_json(folder / CARD)
-            older = [str(_beside(folder, a)) for a in card.get("adapters", [])]
-            start, before = chain(str(_beside(folder, card["base"])), older)
-        else:
-            start, before = resolve(str(_beside(folder, read_json(folder / "adapter_config.json")["base_model_name_or_path"]))), []
+        try:
+            start, before = _stands_on(folder)
+        except UsageError as error:
+            raise UsageError(f"the adapter in {folder} has no base to stand on: {error}; put it there, or name another in its json files") from error
         if place == base:
             base = start
         merged += [a for a in [*before, folder] if a.resolve() not in {m.resolve() for m in merged}]
     return base, merged
+
+
+def _stands_on(adapter: Path) -> tuple[str, list[Path]]:
+    """The full weights and the older adapters that a folder with an adapter names as its base."""
+    if not (adapter / CARD).is_file():
+        return resolve(str(_beside(adapter, read_json(adapter / "adapter_config.json")["base_model_name_or_path"]))), []
+    card = read_json(adapter / CARD)
+    return chain(str(_beside(adapter, card["base"])), [str(_beside(adapter, older)) for older in card.get("adapters", [])])
 
 
 def _beside(folder: Path, name: str) -> str | Path:

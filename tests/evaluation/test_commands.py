@@ -30,6 +30,9 @@ def test_evaluate_prints_a_table_and_keeps_results(sets, tmp_path, capsys):
         ([], "nothing to run"),
         (["--tasks", "Ret", "--data", "SETS"], "does not say how it pools"),
         (["--tasks", "Ret", "--data", "SETS", "--pooling", "mean", "--dtype", "int4"], "unknown dtype"),
+        (["--tasks", "Ret", "--data", "SETS", "--pooling", "mean", "--device", "gpu"], "--device gpu is no device that torch knows"),
+        (["--tasks", "Ret", "--data", "SETS", "--pooling", "mean", "--token-budget", "0"], "--token-budget is 0"),
+        (["--tasks", "Ret", "--data", "SETS", "--pooling", "mean", "--max-length", "100000"], "--max-length is 100000"),
     ],
 )
 def test_evaluate_mistakes(sets, tmp_path, capsys, words, said):
@@ -56,7 +59,7 @@ def test_evaluate_an_adapter_whose_base_is_missing(sets, tmp_path, capsys):
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../gone", "peft_type": "LORA"}))
     assert main(["evaluate", str(adapter), "--tasks", "Ret", "--data", str(sets), "--pooling", "mean"]) == 2
     error = capsys.readouterr().err
-    assert "../gone: no such folder" in error and len(error.strip().splitlines()) == 1
+    assert f"the adapter in {adapter} has no base to stand on: model ../gone: no such folder" in error and len(error.strip().splitlines()) == 1
 
 
 def test_names_from_a_file(tmp_path):

@@ -152,6 +152,26 @@ def test_errors_in_the_data(sets):
         load_tasks("Sts", sets)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sentence1": 5}, "'sentence1' holds int64, not texts"),
+        ({"sentence2": " "}, "every text of the column 'sentence2' is empty"),
+        ({"score": "high"}, "'score' holds texts"),
+    ],
+)
+def test_columns_that_hold_something_else(sets, changes, words):
+    jsonl(sets / "Sts" / "test.jsonl", [{"sentence1": "cat", "sentence2": "dog", "score": 1.0, **changes}] * 4)
+    with pytest.raises(UsageError, match=words):
+        load_tasks("Sts", sets)
+
+
+def test_a_score_that_is_no_number_is_a_failure(sets):
+    jsonl(sets / "Sts" / "test.jsonl", [{"sentence1": "cat", "sentence2": "cat", "score": 1.0 + i} for i in range(4)])
+    with pytest.raises(SpeedlitError, match="task Sts failed: its score is no number"):
+        evaluate(bag_of_words(), load_tasks("Sts", sets))
+
+
 def test_a_failing_task_is_an_error_or_reported(sets):
     tasks = load_tasks("Cls,Sts", sets)
     tasks[0].samples_per_label = "many"
