@@ -71,7 +71,7 @@ def in_ranks(world: int, target: Any, *arguments: Any) -> list[int | None]:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(200)
     for process in ranks:
         if process.exitcode is None:
             process.kill()

@@ -202,12 +202,10 @@ def test_spread_weights_are_read_in_shares_and_do_all_that_whole_ones_do(root: P
     assert read_json(tmp_path / "whole.0.json") == []
     for name in ("offload", "again"):
         assert trace(tmp_path / name) == trace(tmp_path / "slices")
-    alone = {name: fit(spread(root, name, devices=False), tmp_path / f"{name}-alone") for name in ("slices", "narrow")}
-    assert [loss for loss, _ in trace(tmp_path / "slices")] == pytest.approx([loss for loss, _ in trace(tmp_path / "slices-alone")], abs=1e-5)
+    fit(spread(root, "narrow", devices=False), tmp_path / "narrow-alone")
     losses = [[loss for loss, _ in trace(tmp_path / name)] for name in ("narrow", "narrow-alone", "slices")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert losses[0] != losses[2]
-    assert alone["narrow"]["steps"] == FEW
     seen = [[(int(line.split()[0]), line.split()[1:]) for line in (root / f"names.{rank}").read_text().splitlines()] for rank in (0, 1)]
     steps = seen[0][-1][0] // 2
     for first in (0, steps):
@@ -252,11 +250,14 @@ def test_a_run_goes_on_with_another_strategy_and_number_of_processes(root: Path,
     assert_same(tmp_path / "alone-sft-full", tmp_path / "back")
 
 
-def in_parts(jobs: list[tuple[dict[str, Any], dict[str, Any], Path]]) -> None:
-    """Each fit up to a checkpoint, and from there to its end."""
+def in_parts(jobs: list[tuple[dict[str, Any] | None, dict[str, Any], Path]]) -> None:
+    """Each fit up to a checkpoint, and from there to its end; those without a start in one go."""
     for start, rest, place in jobs:
-        fit(start, place)
-        go_on(rest, place)
+        if start is None:
+            fit(rest, place)
+        else:
+            fit(start, place)
+            go_on(rest, place)
 
 
 def in_four(root: Path, kind: str, steps: int, precision: str, strategy: str | None = None) -> dict[str, Any]:
@@ -270,8 +271,11 @@ def test_a_base_in_4_bits_trains_goes_on_and_is_exported(root: Path, tmp_path: P
     """Where adapters are in float32, two processes do what one does. In bfloat16 the first step is the same; after it, gradients that were added
     in another order have moved some weights by one more or less of the 8 bits they have, which an embedder's temperature makes ten times larger."""
     cases = [(kind, name, "float32") for kind in KINDS for name in ("ddp", "fsdp")] + [("contrastive", "fsdp", "bfloat16")]
-    jobs = [(in_four(root, kind, 3, precision, name), in_four(root, kind, 6, precision, name), tmp_path / "-".join((kind, name, precision)))
-            for kind, name, precision in cases]  # fmt: skip
+    jobs = []
+    for kind, name, precision in cases:
+        cut = precision == "float32" and (name == "fsdp" or kind == "contrastive")
+        start = in_four(root, kind, 3, precision, name) if cut else None
+        jobs.append((start, in_four(root, kind, 6, precision, name), tmp_path / "-".join((kind, name, precision))))
     assert in_ranks(2, in_parts, jobs) == [0, 0]
     for kind, name, precision in cases:
         alone, place = tmp_path / f"{kind}-{precision}", tmp_path / "-".join((kind, name, precision))
