@@ -85,6 +85,14 @@ def test_an_unreachable_teacher_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert time.monotonic() - start < 60
 
 
+def test_a_run_that_stops_early_says_where_it_is_and_how_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "topics.txt").write_text("Arts/Movies\n")
+    words = ["run", "--config", "demo", "--root", str(tmp_path / "r"), "--topics", str(tmp_path / "topics.txt"), "--until", "topics"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'r' / 'stages'}" in said and f"speedlit report {tmp_path / 'r'}" in said
+
+
 @pytest.mark.parametrize("damage", ["[]", "{", '{"identity": 3}'])
 def test_a_damaged_run_file_is_named(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "r"

@@ -91,16 +91,21 @@ def _root(config: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 
 
 def _logged(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The recipe with curves for TensorBoard, where it names no logger."""
+    """The recipe with curves for TensorBoard in the root folder, where it names no logger."""
+    if (named := config["trainer"].get("logger")) is not None and named is not True:
+        return config
     logger = {"class_path": TENSORBOARD, "init_args": {"save_dir": str(root), "name": "tensorboard", "version": ""}}
-    return {**config, "trainer": {"logger": logger, **config["trainer"]}}
+    return {**config, "trainer": {**config["trainer"], "logger": logger}}
 
 
 def _print(config: dict[str, Any]) -> int:
     from speedlit.pipeline.recipe import complete
 
-    print("# A recipe with every key. Start: speedlit fit --config FILE, where FILE holds this.")
-    print(complete(_logged(*_root(config))), end="")
+    print("# A recipe with every key. Start: speedlit fit --config FILE, where FILE holds this (beside the recipe's own code, if it has some).")
+    config, _ = _root(config)
+    if config["trainer"].get("logger") is None:
+        config["trainer"]["logger"] = True  # not spelt out: a logger's folder would stay behind when another default_root_dir is chosen
+    print(complete(config), end="")
     return 0
 
 
@@ -123,8 +128,17 @@ def _fit(config: dict[str, Any]) -> int:
         run_fit(made, checkpoint or root / "checkpoints" / "none")
         result = finish(made, root)
     if made.trainer.is_global_zero and "model" in result:
-        print(f"  {result['steps']} steps; model in {result['model']}, figures in {root / 'metrics.csv'}", file=sys.stderr)
+        print(f"  {_closing(result)}; model in {result['model']}, figures in {root / 'metrics.csv'}", file=sys.stderr)
     return 0
+
+
+def _closing(result: dict[str, Any]) -> str:
+    """``300 steps in 42 s, loss 1.23 at the end``."""
+    from speedlit.progress import clock
+
+    steps, loss = result["steps"], result["final"].get("loss")
+    said = f"{steps:,} {'step' if steps == 1 else 'steps'} in {clock(result['seconds'])}"
+    return said if loss is None else f"{said}, loss {loss:.4g} at the end"
 
 
 def _checkpoint(config: dict[str, Any], root: Path) -> Path | None:

@@ -67,6 +67,8 @@ def run(argv: list[str]) -> int:
     page = Path(config.root) / "report.html"
     if "report" in summary["stages"] and page.exists():
         print(f"\nfigures: {Path(config.root) / 'summary.json'}   page: {page}")
+    if known.until in summary["stages"] and "report" not in summary["stages"]:
+        print(f"records and models are in {Path(config.root) / 'stages'}; the same command without --until goes on, `speedlit report {config.root}` shows them")
     return 0
 
 

@@ -37,7 +37,8 @@ def run(argv: Sequence[str]) -> int:
         made = ({**row, "kind": options.kind} for row in made)
     manifest = write_shards(made, Path(options.to), shape)
     size = sum(chunk["bytes"] for chunk in manifest.chunks)
-    print(f"{manifest.count} {shape} rows in {len(manifest.chunks)} chunks ({size / 1e6:.1f} MB) in {options.to}")
+    chunks = len(manifest.chunks)
+    print(f"{manifest.count} {shape} rows in {chunks} {'chunk' if chunks == 1 else 'chunks'} ({size / 1e6:.1f} MB) in {options.to}")
     return 0
 
 

@@ -49,6 +49,7 @@ MEANINGS = {
     "ckpt_path": "checkpoint to go on from; null takes the last one of trainer.default_root_dir, if there is one",
     "threads": "torch threads; null leaves torch's default",
 }
+LOGGER = "true: `speedlit fit` writes curves for TensorBoard into default_root_dir/tensorboard; false: none; or another logger, by its class_path"
 NESTED: dict[str, Any] = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
 
 
@@ -90,6 +91,9 @@ def make(config: dict[str, Any], parser: type[Parser] = Parser) -> Parser:
         for key in re.findall(r"unknown key `([^`]+)`", "\n".join(mistakes)):
             config = without(config, key.split(".")) or config
         raise UsageError("\n".join(mistakes + wrong_values(config)))
+    trainer = config["trainer"]
+    if parser is Parser and trainer.get("logger", False) in (None, True):
+        config = {**config, "trainer": {**trainer, "logger": False}}  # `speedlit fit` has put its own there; Lightning's would write elsewhere
     try:
         return parser(config)
     except (ArgumentError, ValueError, TypeError, ImportError) as error:
@@ -162,6 +166,7 @@ def explainer(values: dict[str, Any]) -> commented.Explain:
 
     walk(values, ())
     note(L.Trainer, ("trainer",))
+    said[("trainer", "logger")] = LOGGER
     return lambda path: said.get(path, "")
 
 
@@ -272,7 +277,7 @@ def _block(block: Any, name: str) -> list[str]:
     try:
         found = getattr(import_module(module), attribute) if module else None
     except (ImportError, AttributeError) as error:
-        return [*out, f"recipe: {name}.class_path {block['class_path']} can't be imported: {error}"]
+        return [*out, f"recipe: {name}.class_path {block['class_path']} can't be imported: {error}{_remedy(error, module)}"]
     if found is None:
         hint = suggestion(block["class_path"], [*SHORT, *plugins()])
         return [*out, f"recipe: {name}.class_path is {block['class_path']!r}; {hint} (or a full path such as package.module.Class)"]
@@ -283,6 +288,13 @@ def _block(block: Any, name: str) -> list[str]:
     needed = [p for p, what in parameters.items() if what.default is what.empty and p not in ("self", "params") and p not in given]
     out += [f"recipe: {name}.init_args.{p} is missing, and {attribute} can't do without it (another class_path starts with no init_args)" for p in needed]
     return out + _strangers(given, [p for p in parameters if p != "self"], f"{name}.init_args.")
+
+
+def _remedy(error: Exception, module: str) -> str:
+    """What to do where it is the named file or package itself that isn't found, and not something that it imports."""
+    if getattr(error, "name", None) != module.partition(".")[0]:
+        return ""
+    return "; a file of your own must lie beside the recipe that names it, a package must be installed"
 
 
 def _strangers(values: Any, known: Any, prefix: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,11 +71,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_trains_resumes_and_leaves_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit", "--config", str(place / "fit.yaml"), "--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.max_epochs=2"]
     assert main([*words, "--trainer.callbacks+=Throughput", "--trainer.max_steps", "3"]) == 0
-    assert "3 steps; model in" in capsys.readouterr().err
+    assert re.search(r"3 steps in \d+ s, loss [\d.]+ at the end; model in", capsys.readouterr().err)
     assert main([*words]) == 0
     err = capsys.readouterr().err
     assert "going on from" in err
-    assert "6 steps; model in" in err
+    assert "6 steps in " in err
+    assert "srun" not in err
     assert (tmp_path / "run" / "model" / "speedlit.json").is_file()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 7
     events = b"".join(path.read_bytes() for path in (tmp_path / "run" / "tensorboard").glob("events.out.*"))
@@ -107,6 +109,19 @@ def test_a_clock_time_is_no_number(tmp_path: Path) -> None:
     assert override({}, ["--trainer.max_time", "12:00:00"]) == {"trainer": {"max_time": "12:00:00"}}
 
 
+def test_a_printed_recipe_follows_its_root_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its curves go to the root folder chosen later; a pass without training leaves no logger's folder."""
+    words = ["--trainer.default_root_dir", str(tmp_path / "old"), "--trainer.max_steps", "1"]
+    assert main(["fit", "--config", str(place / "fit.yaml"), *words, "--print_config"]) == 0
+    (place / "printed.yaml").write_text(capsys.readouterr().out)
+    words = ["--config", str(place / "printed.yaml"), "--trainer.default_root_dir", str(tmp_path / "new")]
+    assert main(["fit", *words]) == 0
+    assert main(["validate", *words, "--data.validation", str(place / "shards")]) == 0
+    assert not (tmp_path / "old").exists()
+    assert list((tmp_path / "new" / "tensorboard").glob("events.out.*"))
+    assert not (tmp_path / "new" / "lightning_logs").exists()
+
+
 def test_later_configs_and_words_win(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "over.yaml").write_text("model: {init_args: {clip: 0.5}}\ntrainer: {max_steps: 7}\n")
     words = ["fit", "--config", str(place / "fit.yaml"), "--config", str(tmp_path / "over.yaml"), "--model.adapter.r", "3", "--print_config"]
@@ -124,7 +139,7 @@ def test_later_configs_and_words_win(place: Path, tmp_path: Path, capsys: pytest
         (["--model.backbne.name", "x"], ["model.init_args.backbne", "did you mean `model.init_args.backbone`"]),
         (["--trainer.max_step", "3", "--data.shrds", "x"], ["`trainer.max_steps`", "`data.init_args.shards`"]),
         (["--model", "SFTModul"], ["did you mean `SFTModule`"]),
-        (["--data", "no.such.Class"], ["can't be imported"]),
+        (["--data", "no.such.Class"], ["can't be imported", "beside the recipe"]),
         (["--optimizer.lr", "fast"], ["optimizer.lr is fast; expected float"]),
         (["--data.batch_size", "many"], ["data.batch_size is many; expected int"]),
         (["--model.backbone.dtype", "float8"], ["backbone.dtype is 'float8'"]),
