@@ -113,7 +113,7 @@ def said(*words: str, cwd: Path) -> str:
 
 def check_yaml(text: str, cwd: Path) -> None:
     """A task kind, a part of a fit's recipe, or a part of a run's config: read as the program reads it."""
-    from speedlit.pipeline.config import parse
+    from speedlit.pipeline.configure import parse
     from speedlit.pipeline.yamlfiles import find_recipe, merge, read_yaml
     from speedlit.synthesis.templates import load_set
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from speedlit.files import read_json, read_jsonl
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.planning.plan import plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

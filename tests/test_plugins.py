@@ -23,7 +23,7 @@ from speedlit.errors import UsageError
 from speedlit.files import read_json, read_jsonl
 from speedlit.modules.dpo import find_loss
 from speedlit.pipeline import fitting
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.records import Record, read_rows
 from tests.helpers import preference_rows, tiny_llama
 from tests.modules.recipes import in_child, in_ranks

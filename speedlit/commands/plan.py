@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from speedlit.commands.run import configure
 from speedlit.errors import UsageError
+from speedlit.pipeline.configure import configure
 
 
 def run(argv: list[str]) -> int:

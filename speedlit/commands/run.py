@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from speedlit.errors import UsageError
-from speedlit.pipeline.config import RunConfig, parse
+from speedlit.pipeline.configure import configure
 
 FREE = ("set", "prices", "answer_tokens")  # mappings whose keys are the user's
 
@@ -84,19 +84,6 @@ def check_words(known: argparse.Namespace) -> None:
         raise UsageError("--shard i/n is a part of one stage; name it with --only STAGE")
     if known.detach and known.executor != "slurm":
         raise UsageError("--detach leaves jobs to Slurm; add --executor slurm")
-
-
-def configure(name: str, rest: list[str], root: str | None = None, topics: str | None = None) -> RunConfig:
-    """The run config of a command line.
-
-    Raises:
-        UsageError: a word that is no ``--key value``, or a mistake in the config.
-    """
-    stray = [w for i, w in enumerate(rest) if not w.startswith("--") and (i == 0 or "=" in rest[i - 1] or not rest[i - 1].startswith("--"))]
-    if stray:
-        raise UsageError(f"unexpected word {stray[0]!r}; overrides are written --key value, such as --counts.seed 100")
-    words = [*rest, *(["--root", root] if root else []), *(["--topics.file", topics] if topics else [])]
-    return parse(name, words)
 
 
 def quiet_libraries() -> None:

@@ -7,7 +7,8 @@ import os
 import signal
 from pathlib import Path
 
-from speedlit.commands.run import configure, quiet_libraries
+from speedlit.commands.run import quiet_libraries
+from speedlit.pipeline.configure import configure
 
 
 def run(argv: list[str]) -> int:

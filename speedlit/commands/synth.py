@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speedlit.commands.run import configure, quiet_libraries
+from speedlit.commands.run import quiet_libraries
 from speedlit.errors import UsageError
+from speedlit.pipeline.configure import configure
 
 
 def run(argv: list[str]) -> int:

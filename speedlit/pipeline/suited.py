@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speedlit.errors import UsageError
+from speedlit.pipeline.configure import configure
 from speedlit.pipeline.machine import BAD, MEAGRE, OK, Finding, bitsandbytes_trouble, disk, fast_bfloat16, reach, size
 from speedlit.pipeline.preflight import TRAINED, ahead, check_base, check_topics, preflight, said
 from speedlit.pipeline.yamlfiles import find_recipe, fit_recipe, merge, read_recipe, read_yaml
@@ -36,8 +37,6 @@ def wrong(name: str, lines: Sequence[str]) -> list[Finding]:
 
 def run_suited(name: str, words: list[str]) -> list[Finding]:
     """A run: its config, topics, teacher, training stages that are still to come, memory, disk."""
-    from speedlit.commands.run import configure
-
     made: list[Any] = []
     if mistakes := said(lambda: made.append(configure(name, words)), ""):
         return wrong("config", mistakes)

@@ -100,7 +100,8 @@ def levels_of(blocks: Sequence[Hashable] | None, count: int) -> np.ndarray:
     """Columns (cells, blocks - 1) of mean 0 that let every block have its own level; the intercept stays the mean's."""
     names = list(dict.fromkeys(blocks or [0] * count))
     columns = np.array([[float(block == name) for name in names[1:]] for block in blocks or [0] * count]).reshape(count, len(names) - 1)
-    return columns - columns.mean(0)
+    centred: np.ndarray = columns - columns.mean(0)
+    return centred
 
 
 def least_squares(x: np.ndarray, y: np.ndarray, degree: int, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:

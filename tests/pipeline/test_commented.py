@@ -9,7 +9,8 @@ import yaml
 
 from speedlit.cli import main
 from speedlit.pipeline.commented import dump, of_dataclass, short
-from speedlit.pipeline.config import Embedded, RunConfig, Teacher, parse
+from speedlit.pipeline.config import Embedded, RunConfig, Teacher
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.limits import leaves
 
 

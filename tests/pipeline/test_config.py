@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speedlit.errors import UsageError
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.yamlfiles import RECIPES, find_recipe, fit_recipe, merge, read_yaml, shipped
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from speedlit.cli import main
 from speedlit.files import read_json
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.costs import CAVEATS, ledger
 from speedlit.report.tables import bracket, closing, cost_table, verdict
 from speedlit.synthesis.journal import Event, Journal

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speedlit.cli import main
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.loop import stages
 from speedlit.pipeline.preflight import ahead
 from tests.helpers import tiny_llama

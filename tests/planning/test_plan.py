@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from speedlit.cli import main
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.yamlfiles import shipped
 from speedlit.planning.plan import plan
 from speedlit.planning.reach import wordings

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from speedlit.files import write_json, write_jsonl
-from speedlit.pipeline.config import RunConfig, parse
+from speedlit.pipeline.config import RunConfig
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.loop import IDENTITY, stages
 from speedlit.records import Topic, Triplet, write_rows
 from tests.helpers import sentence, tiny_llama

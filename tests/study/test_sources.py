@@ -12,7 +12,8 @@ import pytest
 from speedlit.context import Backend
 from speedlit.errors import SpeedlitError
 from speedlit.files import read_json, read_jsonl, write_json
-from speedlit.pipeline.config import RunConfig, Topics, parse
+from speedlit.pipeline.config import RunConfig, Topics
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.loop import Wanted
 from speedlit.study import sources
 from speedlit.study.ablation import untruncated

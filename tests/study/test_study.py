@@ -21,7 +21,8 @@ from speedlit.evaluation.run import evaluate
 from speedlit.evaluation.tasks import load_tasks
 from speedlit.files import read_json, read_jsonl, write_jsonl
 from speedlit.models.backbone import Backbone
-from speedlit.pipeline.config import RunConfig, parse
+from speedlit.pipeline.config import RunConfig
+from speedlit.pipeline.configure import parse
 from speedlit.study.cells import subset
 from speedlit.study.longtail import Tail, score_queries, terciles, write_probe
 from speedlit.study.models import place

@@ -14,7 +14,7 @@ import pytest
 
 from speedlit.context import Request, Sampling
 from speedlit.errors import SpeedlitError, UsageError
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.services import Services
 from speedlit.synthesis import batch, batchbook, batchwire
 from speedlit.synthesis.batch import BatchBackend

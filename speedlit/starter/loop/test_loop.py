@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from speedlit.cli import main
-from speedlit.pipeline.config import parse
+from speedlit.pipeline.configure import parse
 from speedlit.pipeline.preflight import TRAINED, preflight
 
 HERE = Path(__file__).resolve().parent
