@@ -207,7 +207,7 @@ def test_shard_says_what_it_wrote_and_refuses_nonsense(tmp_path: Path, capsys: p
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": f"{name} {i}", "label": name}) for name in "ab" for i in range(4)))
     assert main(["shard", str(source), "--to", str(tmp_path / "s"), "--label", "label", "--text", "text"]) == 0
-    assert "8 contrastive rows in 1 chunks" in capsys.readouterr().out
+    assert "8 contrastive rows in 1 chunk (" in capsys.readouterr().out
     from speedlit.data.shards import ShardSet
 
     assert ShardSet(tmp_path / "s").verify().manifest.kinds == {"classification": 8}
