@@ -28,11 +28,22 @@ def scaling(root: Path) -> str:
         return ""
     found = read_object(root / SUMMARY, "cells", "a", "b", "interval", "r2", "p_curvature")
     cells = found["cells"]
-    if not isinstance(cells, list) or len(cells) < 2 or not all(isinstance(cell, dict) and {"n", "score"} <= set(cell) and cell["n"] > 0 for cell in cells):
+    sound = isinstance(cells, list) and len(cells) > 1 and all(isinstance(cell, dict) for cell in cells)
+    if not sound or not all(number(cell.get("n")) and cell["n"] > 0 and number(cell.get("score")) for cell in cells):
         raise UsageError(f"{root / SUMMARY} is damaged (cells holds no list of sizes n and scores); run the study again, or remove the file")
+    ends = found["interval"] or [None, None]
+    figures = [found[key] for key in ("r2", "p_curvature") if found[key] is not None]
+    figures += [end for end in ends if end is not None] if isinstance(ends, list) and len(ends) == 2 else [None]
+    if not all(map(number, (found["a"], found["b"], *figures))):
+        raise UsageError(f"{root / SUMMARY} is damaged (a, b, interval, r2 or p_curvature is no number); run the study again, or remove the file")
     return figure(draw(lambda ax: paint(ax, found), words(found), "scaling", (6.2, 3.4)), words(found), "large") + note(
         "The band holds the lines through the centre of the cells whose slope is within the interval; a point is one size and seed."
     )
+
+
+def number(value: object) -> bool:
+    """Whether something read from a file can be drawn."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def paint(ax: Axes, found: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ and a changed input makes another cell. ``cell.json`` is written last and at onc
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from speedlit.errors import UsageError
 from speedlit.files import content_id, read_json, read_object, remove, sha256_file, write_json
 from speedlit.pipeline.parallel import in_processes
 from speedlit.pipeline.stage import mark, model_mark
@@ -56,7 +58,20 @@ def perform(room: Room, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     room.say(f"study {room.kind}: {len(jobs)} cells, {known} of them there already" if known else f"study {room.kind}: {len(jobs)} cells")
     if missing:
         in_processes("speedlit.study.cells:train_and_score", list(missing.values()), min(room.study["processes"], len(missing)), room.kind, "cells")
-    return [{**cell.labels, **read_object(Path(one["folder"]) / CELL)} for cell, one in zip(cells, jobs, strict=True)]
+    return [{**cell.labels, **result_of(Path(one["folder"]) / CELL)} for cell, one in zip(cells, jobs, strict=True)]
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    """What a cell has scored.
+
+    Raises:
+        UsageError: the file is damaged, or a score is no number.
+    """
+    found = read_object(path, "score", "tasks", "queries", "seconds", "cpu_seconds")
+    scores = [found["score"], *found["tasks"].values()] if isinstance(found["tasks"], dict) else []
+    if len(scores) < 2 or not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+        raise UsageError(f"{path} is damaged (a score is no number); remove its folder, and the study trains this cell again")
+    return found
 
 
 def finished(one: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from speedlit.context import Context
 from speedlit.errors import UsageError
-from speedlit.files import content_id, read_json, read_object, sha256_file
+from speedlit.files import content_id, read_object, sha256_file
 from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.loop import IDENTITY, stages, summarise
 from speedlit.pipeline.services import Services
@@ -106,7 +106,7 @@ class Room:
 
     def tail(self, triplets: Path) -> longtail.Tail:
         """The queries grouped by how often their topic occurs in some triplets."""
-        return longtail.Tail(read_json(self.probe_file()), longtail.frequencies(triplets, self.inputs["topics"]))
+        return longtail.Tail(read_object(self.probe_file(), "sets"), longtail.frequencies(triplets, self.inputs["topics"]))
 
 
 def check_run(root: Path, config: dict[str, Any]) -> None:
@@ -118,6 +118,7 @@ def check_run(root: Path, config: dict[str, Any]) -> None:
     if not (root / "run.json").is_file():
         raise UsageError(f"{root} holds no run to study; first run `speedlit run --config {config['name']} --root {root}`, or name its folder with --root")
     theirs = read_object(root / "run.json", "identity")["identity"]
+    theirs = theirs if isinstance(theirs, dict) else {}
     differs = [f"{k}: {theirs.get(k)!r} there, {config[k]!r} here" for k in IDENTITY if theirs.get(k) != config[k]]
     if differs:
         raise UsageError(f"{root} belongs to another config ({'; '.join(differs)}); give --config as it was given to `speedlit run`")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speedlit.errors import UsageError
 from speedlit.evaluation.bootstrap import Interval, t_interval
 from speedlit.study.cells import Cell, count_of, perform
 from speedlit.study.room import Room
@@ -32,8 +33,15 @@ class Variant:
 
 
 def compare(room: Room, variants: Sequence[Variant]) -> dict[str, Any]:
-    """Train every variant with every seed and put them side by side."""
-    limits = [count_of(variant.triplets) for variant in variants] + ([room.study["triplets"]] if room.study["triplets"] else [])
+    """Train every variant with every seed and put them side by side.
+
+    Raises:
+        UsageError: the data of a variant are empty.
+    """
+    counts = {variant.triplets: count_of(variant.triplets) for variant in variants}
+    if empty := [path for path, count in counts.items() if not count]:
+        raise UsageError(f"{empty[0]} holds no triplets, and all variants are trained on as many as the smallest has; leave its variant out")
+    limits = [*counts.values(), *([room.study["triplets"]] if room.study["triplets"] else [])]
     take, seeds = min(limits), room.study["seeds"]
     cells = [Cell({"variant": v.name, "seed": seed}, v.triplets, take, seed, over=v.over) for v in variants for seed in range(seeds)]
     rows = perform(room, cells)

@@ -91,6 +91,15 @@ def test_the_scaling_plot_is_there_when_the_study_is(tmp_path: Path) -> None:
     path.write_text(json.dumps({"cells": [{"n": 1}], "a": 1, "b": 1, "interval": None, "r2": None, "p_curvature": None}))
     with pytest.raises(UsageError, match=r"summary.json is damaged \(cells holds no list of sizes"):
         scaling(tmp_path)
+    law = {"cells": cells, "a": 6.05, "b": 2.0, "interval": [1.9, 2.1], "r2": 0.999, "p_curvature": 0.7}
+    for wrong in ({"a": None}, {"b": float("nan")}, {"interval": [1.9]}, {"interval": ["1", "2"]}, {"interval": 3}, {"r2": "good"}):
+        path.write_text(json.dumps({**law, **wrong}))
+        with pytest.raises(UsageError, match=r"summary.json is damaged \(a, b, interval, r2 or p_curvature is no number\)"):
+            scaling(tmp_path)
+    for cell in ({"n": "100", "score": 1.0}, {"n": 100, "score": None}, {"n": 100, "score": float("nan")}):
+        path.write_text(json.dumps({**law, "cells": [*cells, cell]}))
+        with pytest.raises(UsageError, match=r"summary.json is damaged \(cells holds no list of sizes"):
+            scaling(tmp_path)
     path.write_text(json.dumps({"cells": cells}))
     with pytest.raises(UsageError, match=r"summary.json is damaged \(no JSON object with cells, a, b"):
         scaling(tmp_path)

@@ -19,7 +19,7 @@ from speedlit.errors import UsageError
 from speedlit.evaluation.folders import open_encoder
 from speedlit.evaluation.run import evaluate
 from speedlit.evaluation.tasks import load_tasks
-from speedlit.files import read_json, read_jsonl, write_jsonl
+from speedlit.files import read_json, read_jsonl, write_json, write_jsonl
 from speedlit.models.backbone import Backbone
 from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.configure import parse
@@ -124,6 +124,29 @@ def test_kill_9_in_the_middle_then_the_same_result(scaled: tuple[Path, dict[str,
     after = marks(root)
     assert {path: after[path] for path in done} == done
     assert len(after) == 6
+
+
+def test_damage_is_named_with_what_mends_it(scaled: tuple[Path, dict[str, object]], finished: Path, tmp_path: Path) -> None:
+    root = copied(scaled[0], tmp_path)
+    cell = root / next(iter(marks(root)))
+    found = read_json(cell)
+    for damage, said in (({"score": None}, "a score is no number"), ({"tasks": []}, "a score is no number"), ({"score": float("nan")}, "a score is no number")):
+        write_json(cell, {**found, **damage})
+        with pytest.raises(UsageError, match=f"{cell} is damaged .{said}.; remove its folder, and the study trains this cell again"):
+            study("scaling", at(finished, root))
+    write_json(cell, {"id": found["id"]})
+    with pytest.raises(UsageError, match=f"{cell} is damaged .no JSON object with score"):
+        study("scaling", at(finished, root))
+    write_json(cell, found)
+    write_json(next(root.glob("study/probe-*.json")), {})
+    with pytest.raises(UsageError, match="probe-.* is damaged .no JSON object with sets"):
+        study("scaling", at(finished, root))
+    (root / "stages/12-dataset/triplets-junior.jsonl").write_text("")
+    with pytest.raises(UsageError, match="triplets-junior.jsonl holds no triplets, .* leave its variant out"):
+        study("ablation", at(finished, root))
+    write_json(root / "run.json", {"identity": None})
+    with pytest.raises(UsageError, match="belongs to another config"):
+        study("scaling", at(finished, root))
 
 
 def wait(until: Callable[[], bool], seconds: float = 60) -> None:
