@@ -54,7 +54,7 @@ def read_folder(path: Path, templates: dict[str, torch.Tensor] | None = None, on
     """
     reader = dcp.FileSystemReader(path)
     try:
-        with torch.serialization.safe_globals([Place]):
+        with torch.serialization.safe_globals([Place, (Place, "speedlit.strategies.Place")]):  # as earlier versions wrote it
             rest = torch.load(path / META, weights_only=only is not None)
         stored = {name: what for name, what in reader.read_metadata().state_dict_metadata.items() if name.startswith(only or "")}
         tensors = {name: _empty(name, what, templates or {}) for name, what in stored.items()}

@@ -73,10 +73,12 @@ def _chat_template(model: Path, target: Path) -> int:
     from speedlit.models.unpack import unpacked
 
     with unpacked(model) as folder:
-        return _write_chat_template(folder, target)
+        _write_chat_template(folder, target)
+    print(f"{target}: chat template of {model}")
+    return 0
 
 
-def _write_chat_template(model: Path, target: Path) -> int:
+def _write_chat_template(model: Path, target: Path) -> None:
     from speedlit.data.tokens import TokenContract
     from speedlit.files import atomic, read_object
 
@@ -85,5 +87,3 @@ def _write_chat_template(model: Path, target: Path) -> int:
         raise UsageError(f"{model} holds no speedlit.json; name a model folder that speedlit has trained")
     with atomic(target) as stream:
         stream.write(TokenContract.from_json(read_object(card, "tokens")["tokens"]).chat_template())
-    print(f"{target}: chat template of {card.parent}")
-    return 0

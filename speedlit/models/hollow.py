@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from speedlit.models.backbone import Backbone, load_config
+from speedlit.models.quiet import quiet
 
 
 def hollow(place: str, head: bool, backbone: Backbone) -> Any:
@@ -24,6 +25,7 @@ def hollow(place: str, head: bool, backbone: Backbone) -> Any:
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
+    quiet()
     kind: Any = AutoModelForCausalLM if head else AutoModel
     with torch.random.fork_rng(devices=[]), _NoWeights():  # who comes after draws what it would draw anyway
         model = kind.from_config(load_config(place, backbone), dtype=getattr(torch, backbone.dtype), attn_implementation=backbone.attn_implementation)
