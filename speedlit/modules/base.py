@@ -177,7 +177,7 @@ class SpeedModule(L.LightningModule):
         self.probe_rows()
         if self.device.type == "cpu":
             keep_freed_memory()
-        self._fresh = {name for name, weight in adapter_parameters(self.model).items() if not whole(weight.detach()).any()}
+        self._fresh = [name for name, weight in adapter_parameters(self.model).items() if not whole(weight.detach()).any()]  # in the same order on all ranks
         if self.global_rank == 0:
             trained, total = self.counts
             say(f"{type(self).__name__}: {trained:,} of {total:,} parameters are trained ({trained / max(total, 1):.2%})")
