@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speedlit import progress
 from speedlit.data import collate
 from speedlit.data.tokens import TokenContract
 from speedlit.errors import SpeedlitError, UsageError
-from speedlit.models.adapter import LoRA
+from speedlit.models.adapter import LoRA, adapter_parameters
 from speedlit.models.backbone import Backbone
 from speedlit.models.folder import load_folder
-from speedlit.modules.base import Schedule, target_logps
+from speedlit.modules.base import Schedule, SpeedModule, target_logps
 from speedlit.modules.dpo import DPOModule
 from speedlit.pipeline.fitting import fit
 from tests.helpers import preference_rows, tiny_bert, tiny_llama
@@ -358,7 +359,16 @@ def test_attention_is_probed_on_the_module_that_trains(root: Path, tmp_path: Pat
         fit(config, tmp_path / "fit", progress=False)
 
 
-def test_trained_and_total_parameters_are_shown(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_all_ranks_look_at_the_adapters_in_the_models_order(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under fsdp each look is a collective; ranks that are no forks of one process order a set differently."""
+    seen: list[tuple[list[str], list[str]]] = []
+    monkeypatch.setattr(SpeedModule, "check_moved", lambda self: seen.append((list(self._fresh), list(adapter_parameters(self.model)))))
+    fit(recipe(root, "sft", trainer={"max_steps": 1}), tmp_path, progress=False)
+    assert len(seen[0][0]) == 14 and seen[0][0] == seen[0][1]
+
+
+def test_trained_and_total_parameters_are_shown(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_said", set())  # the child is a fork of this process, which may have said it
     assert in_child(fit, recipe(root, "sft", trainer={"max_epochs": 1}), tmp_path, progress=False) == 0
     assert "4,096 of 48,288 parameters are trained (8.48%)" in capfd.readouterr().err
 
