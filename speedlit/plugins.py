@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -43,8 +44,17 @@ def load(name: str, key: str) -> Any:
         raise UsageError(f"{key} is {name!r}, and no installed plug-in is called so (`speedlit list`); or give a full path such as package.module.Class")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{key} {path} can't be imported: {error}") from error
+    except Exception as error:  # noqa: BLE001 (other people's code fails in any way it likes)
+        raise UsageError(f"{key} {path} can't be imported: {failure(error)}") from error
+
+
+def failure(error: Exception) -> str:
+    """Why an import failed; where it is the imported code that failed, with its file and line."""
+    if isinstance(error, (ImportError, AttributeError)):
+        return str(error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else f"{at.filename}:{at.lineno}"
+    return f"{type(error).__name__} in {place}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
 def folder(name: str) -> Path | None:

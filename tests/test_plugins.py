@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from speedlit.files import read_json, read_jsonl
 from speedlit.modules.dpo import find_loss
 from speedlit.pipeline import fitting
 from speedlit.pipeline.configure import parse
+from speedlit.pipeline.recipe import _block
+from speedlit.plugins import load
 from speedlit.records import Record, read_rows
 from tests.helpers import preference_rows, tiny_llama
 from tests.modules.recipes import in_child, in_ranks
@@ -235,3 +238,13 @@ def test_settings_and_answers_that_a_teacher_can_t_have(installed: Path) -> None
     assert (reply.text, reply.tokens_in, reply.tokens_out, reply.error) == ("Good day", 3, 2, "")
     with pytest.raises(SpeedlitError, match="Flaky answered with list"):
         ask(Flaky(["Good day"]))
+
+
+@pytest.mark.parametrize(("text", "said"), [("x = 1\ny = x / 0\n", "ZeroDivisionError in {}:2: division by zero"), ("def f(:\n", "SyntaxError in {}:1")])
+def test_code_that_fails_on_import_is_told_with_its_line(text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / f"broken_{len(text)}.py"
+    own.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=re.escape(said.format(own))):
+        load(f"{own.stem}.Teacher", "teacher.backend")
+    assert said.format(own) in "".join(_block({"class_path": f"{own.stem}.Module"}, "model"))

@@ -26,7 +26,7 @@ from speedlit.models.backbone import Backbone
 from speedlit.modules.base import Schedule
 from speedlit.pipeline import commented
 from speedlit.pipeline.yamlfiles import SHORT, merge, nested, plain_value, reason, suggestion
-from speedlit.plugins import plugins
+from speedlit.plugins import failure, plugins
 from speedlit.strategies import environment, strategy
 
 # What libraries say in every run and nobody needs; srun is for who wants several processes (docs/clusters.md).
@@ -276,8 +276,8 @@ def _block(block: Any, name: str) -> list[str]:
     module, _, attribute = block["class_path"].rpartition(".")
     try:
         found = getattr(import_module(module), attribute) if module else None
-    except (ImportError, AttributeError) as error:
-        return [*out, f"recipe: {name}.class_path {block['class_path']} can't be imported: {error}{_remedy(error, module)}"]
+    except Exception as error:  # noqa: BLE001 (other people's code fails in any way it likes)
+        return [*out, f"recipe: {name}.class_path {block['class_path']} can't be imported: {failure(error)}{_remedy(error, module)}"]
     if found is None:
         hint = suggestion(block["class_path"], [*SHORT, *plugins()])
         return [*out, f"recipe: {name}.class_path is {block['class_path']!r}; {hint} (or a full path such as package.module.Class)"]

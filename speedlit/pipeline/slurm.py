@@ -56,7 +56,7 @@ address=$(scontrol show node --oneliner "$first" | grep -o 'NodeAddr=[^ ]*' | cu
 export MASTER_ADDR=${{MASTER_ADDR:-${{address:-$first}}}}
 export MASTER_PORT=${{MASTER_PORT:-$((12000 + (SLURM_JOB_ID * 7 + ${{SLURM_RESTART_COUNT:-0}}) % 20000))}}
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${{TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}}
-export {launch}="srun --nodes=$SLURM_NNODES --ntasks-per-node=$SLURM_NTASKS_PER_NODE --kill-on-bad-exit=1 --open-mode=append --output={log}"
+export {launch}="srun --nodes=$SLURM_NNODES --ntasks-per-node=$SLURM_NTASKS_PER_NODE --kill-on-bad-exit=1 --open-mode=append"{log}
 """
 
 
@@ -232,7 +232,7 @@ def submit_stage(stage: Stage, plain: dict[str, Any], root: Path, job: Job, afte
         if job.ranks(stage.name) == (1, 1):
             command = ONE + command
         else:
-            setup += "\n" + RANKS.format(launch=LAUNCH, log=f"{place}/{stage.number:02d}-{stage.name}-%j-rank%t.log")
+            setup += "\n" + over_ranks(f"{place}/{stage.number:02d}-{stage.name}-%j-rank%t.log")
         with atomic(script) as stream:
             stream.write(SCRIPT.format(setup=setup, command=command, attempts=job.attempts))
         after = ids[-1] if ids else after
@@ -244,6 +244,12 @@ def submit_stage(stage: Stage, plain: dict[str, Any], root: Path, job: Job, afte
         )  # fmt: skip
         ids.append(told.split(";")[0])  # with several clusters, the name of one follows
     return ids
+
+
+def over_ranks(log: str) -> str:
+    """Lines of shell that tell the stage how to start its fits, each rank with a log of its own."""
+    word = shlex.quote(f"--output={log}")
+    return RANKS.format(launch=LAUNCH, log=shlex.quote(f" {word}"))  # quoted once for the shell, once for who splits the words
 
 
 def follow(waiting: dict[str, list[str]], every: dict[str, Stage], root: Path, poll: float, say: Callable[[str], None]) -> None:

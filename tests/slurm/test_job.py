@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import yaml
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import write_json
 from speedlit.pipeline.fitting import begin
-from speedlit.pipeline.launch import launched
-from speedlit.pipeline.slurm import ONE, SCRIPT, read_job
+from speedlit.pipeline.launch import LAUNCH, launched
+from speedlit.pipeline.slurm import ONE, SCRIPT, over_ranks, read_job
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,14 @@ def test_a_figure_that_was_there_before_is_not_taken_for_the_result(tmp_path: Pa
     (tmp_path / "fit.json").write_text("[]")
     with pytest.raises(UsageError, match="fit.json is damaged"):
         begin({"trainer": {"max_steps": 9}}, tmp_path)
+
+
+def test_the_words_that_start_ranks_survive_a_root_with_blanks(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho NodeAddr=10.0.0.7 NodeHostName=n1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    script = over_ranks("/runs/it's my $HOME/04-junior-%j-rank%t.log") + f'printf %s "${LAUNCH}"\necho "|$MASTER_ADDR"'
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
+    said, _, address = subprocess.run(["bash", "-c", script], env=own, capture_output=True, text=True, check=True).stdout.rpartition("|")
+    assert shlex.split(said)[1:3] == ["--nodes=2", "--ntasks-per-node=4"]
+    assert shlex.split(said)[-1] == "--output=/runs/it's my $HOME/04-junior-%j-rank%t.log"
+    assert address == "10.0.0.7\n"
