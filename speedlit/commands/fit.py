@@ -20,7 +20,7 @@ HELP = """usage: speedlit {fit,validate,test,predict} --config NAME|FILE [--conf
   --trainer.max_steps N    any key of the recipe, of the classes it names, or of Lightning's Trainer
   --trainer.callbacks+=Throughput                                    append to a list
   --trainer.default_root_dir DIR   where checkpoints, metrics.csv and model/ go (default: runs/fit)
-  --trainer.logger false   no curves for TensorBoard in DIR/tensorboard (or another logger by class_path: docs/training.md)
+  --trainer.logger false   no curves for TensorBoard in DIR/curves (or another logger by class_path: docs/training.md)
   --ckpt_path FILE         go on from this checkpoint; without it fit goes on from DIR/checkpoints/last.ckpt, if it is there
   --print_config           print the recipe with every key and what it means, and stop
   --help-all               every key of the classes that --config names (default: fit/junior), with types and defaults
@@ -94,7 +94,8 @@ def _logged(config: dict[str, Any], root: Path) -> dict[str, Any]:
     """The recipe with curves for TensorBoard in the root folder, where it names no logger."""
     if (named := config["trainer"].get("logger")) is not None and named is not True:
         return config
-    logger = {"class_path": TENSORBOARD, "init_args": {"save_dir": str(root), "name": "tensorboard", "version": ""}}
+    # not in a folder called tensorboard: started from beside it, `python -m` would find it in the place of the package
+    logger = {"class_path": TENSORBOARD, "init_args": {"save_dir": str(root), "name": "curves", "version": ""}}
     return {**config, "trainer": {**config["trainer"], "logger": logger}}
 
 

@@ -27,7 +27,7 @@ LITTLE_DISK, LITTLE_SHM = 2e9, 256e6
 EXTRAS = (
     ("xgrammar", "sampling.structured: pip install 'speedlit[structured]'"),
     ("sentence_transformers", "proving exported folders: pip install sentence-transformers"),
-    ("tensorboard", "looking at the curves in runs/fit/tensorboard: pip install tensorboard"),
+    ("tensorboard", "looking at the curves in runs/fit/curves: pip install tensorboard"),
 )
 
 

@@ -49,7 +49,7 @@ MEANINGS = {
     "ckpt_path": "checkpoint to go on from; null takes the last one of trainer.default_root_dir, if there is one",
     "threads": "torch threads; null leaves torch's default",
 }
-LOGGER = "true: `speedlit fit` writes curves for TensorBoard into default_root_dir/tensorboard; false: none; or another logger, by its class_path"
+LOGGER = "true: `speedlit fit` writes curves for TensorBoard into default_root_dir/curves; false: none; or another logger, by its class_path"
 NESTED: dict[str, Any] = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
 
 

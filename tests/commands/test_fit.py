@@ -79,7 +79,7 @@ def test_fit_trains_resumes_and_leaves_a_model(place: Path, tmp_path: Path, caps
     assert "srun" not in err
     assert (tmp_path / "run" / "model" / "speedlit.json").is_file()
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 7
-    events = b"".join(path.read_bytes() for path in (tmp_path / "run" / "tensorboard").glob("events.out.*"))
+    events = b"".join(path.read_bytes() for path in (tmp_path / "run" / "curves").glob("events.out.*"))
     assert b"loss" in events and b"grad_norm" in events
     assert main(["validate", *words[1:], "--data.validation", str(place / "shards")]) == 0
     assert "val_loss: " in capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_a_printed_recipe_follows_its_root_folder(place: Path, tmp_path: Path, c
     assert main(["fit", *words]) == 0
     assert main(["validate", *words, "--data.validation", str(place / "shards")]) == 0
     assert not (tmp_path / "old").exists()
-    assert list((tmp_path / "new" / "tensorboard").glob("events.out.*"))
+    assert list((tmp_path / "new" / "curves").glob("events.out.*"))
     assert not (tmp_path / "new" / "lightning_logs").exists()
 
 

@@ -80,7 +80,7 @@ def test_another_run_of_the_same_name_does_not_get_the_old_scores(made, sets, tm
     found = []
     for seed in (1, 2):
         watched = recipe(made, scorer(data=str(sets), tasks="Ret", output=str(tmp_path / "results"), at_start=False), steps=2)
-        watched["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1e-92 * seed
+        watched["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1e-2 * seed
         found.append(fit(watched, tmp_path / str(seed) / "run", progress=False)["final"]["mteb/Ret"])
     assert found[0] != found[1]
     assert len(list((tmp_path / "results").rglob("step-2/Ret.json"))) == 1

@@ -131,7 +131,7 @@ def child(server: Server, root: Path, cap: int, journal: str = "journal.sqlite",
 def test_kill_9_never_lets_the_cap_be_passed(tmp_path: Path) -> None:
     """Requests in flight at a kill are charged at their worst case, so the restarts have less; raised, the run ends with all answers."""
     teacher, rng = Greedy(), random.Random(3)
-    with Server(teacher, delay=0.03) as server:
+    with Server(teacher, delay=0.2) as server:  # slow beside the child, so that a kill finds requests in flight
         for _ in range(2):
             process = child(server, tmp_path, 300)
             assert process.stdout is not None
@@ -140,7 +140,7 @@ def test_kill_9_never_lets_the_cap_be_passed(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             process.stdout.close()
-            time.sleep(0.1)  # until the server has served what was on its way
+            time.sleep(0.4)  # until the server has served what was on its way
         out, _ = child(server, tmp_path, 300).communicate(timeout=200)
         account = Account(tmp_path, PRICES)
         account.refresh()
