@@ -35,7 +35,7 @@ lint: .venv/.installed  ## ruff, and mypy --strict on the package
 	$(BIN)/python -m mypy speedlit callbacks
 
 bench: .venv/.installed  ## speed and memory beside TRL, sentence-transformers, transformers; writes docs/benchmarks.json
-	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m scripts.bench
+	OMP_NUM_THREADS=$$(env -u OMP_NUM_THREADS nproc) $(BIN)/python -m scripts.bench
 
 clean:  ## remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info
