@@ -232,7 +232,7 @@ def submit_stage(stage: Stage, plain: dict[str, Any], root: Path, job: Job, afte
         if job.ranks(stage.name) == (1, 1):
             command = ONE + command
         else:
-            setup += "\n" + over_ranks(f"{place}/{stage.number:02d}-{stage.name}-%j-rank%t.log")
+            setup += "\n" + starting_ranks(f"{place}/{stage.number:02d}-{stage.name}-%j-rank%t.log")
         with atomic(script) as stream:
             stream.write(SCRIPT.format(setup=setup, command=command, attempts=job.attempts))
         after = ids[-1] if ids else after
@@ -246,7 +246,7 @@ def submit_stage(stage: Stage, plain: dict[str, Any], root: Path, job: Job, afte
     return ids
 
 
-def over_ranks(log: str) -> str:
+def starting_ranks(log: str) -> str:
     """Lines of shell that tell the stage how to start its fits, each rank with a log of its own."""
     word = shlex.quote(f"--output={log}")
     return RANKS.format(launch=LAUNCH, log=shlex.quote(f" {word}"))  # quoted once for the shell, once for who splits the words

@@ -14,7 +14,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import write_json
 from speedlit.pipeline.fitting import begin
 from speedlit.pipeline.launch import LAUNCH, launched
-from speedlit.pipeline.slurm import ONE, SCRIPT, over_ranks, read_job
+from speedlit.pipeline.slurm import ONE, SCRIPT, read_job, starting_ranks
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_figure_that_was_there_before_is_not_taken_for_the_result(tmp_path: Pa
 def test_the_words_that_start_ranks_survive_a_root_with_blanks(tmp_path: Path) -> None:
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho NodeAddr=10.0.0.7 NodeHostName=n1\n")
     (tmp_path / "scontrol").chmod(0o755)
-    script = over_ranks("/runs/it's my $HOME/04-junior-%j-rank%t.log") + f'printf %s "${LAUNCH}"\necho "|$MASTER_ADDR"'
+    script = starting_ranks("/runs/it's my $HOME/04-junior-%j-rank%t.log") + f'printf %s "${LAUNCH}"\necho "|$MASTER_ADDR"'
     own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
     said, _, address = subprocess.run(["bash", "-c", script], env=own, capture_output=True, text=True, check=True).stdout.rpartition("|")
     assert shlex.split(said)[1:3] == ["--nodes=2", "--ntasks-per-node=4"]
