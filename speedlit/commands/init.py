@@ -39,9 +39,11 @@ def write(folder: Path, kind: str) -> list[str]:
     """Copy the kind's files and make shards of its data; their names.
 
     Raises:
-        UsageError: the folder holds something, or is a file.
+        UsageError: the folder holds something, or is a file, or a link to nothing.
         SpeedlitError: it cannot be written.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise UsageError(f"{folder} is a link to {folder.readlink()}, which doesn't exist; make that folder, remove the link, or name another folder")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"{folder} is {'a file' if folder.is_file() else 'not empty'}; name a folder that doesn't exist yet")
     try:

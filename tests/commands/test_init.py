@@ -55,6 +55,12 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_link_to_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert main(["init", str(tmp_path / "link")]) == 2
+    assert f"{tmp_path / 'link'} is a link to {tmp_path / 'gone'}, which doesn't exist" in capsys.readouterr().err
+
+
 def test_here_is_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "one.yaml").write_text('data: {init_args: {shards: ["{here}/a", b]}}\n')
