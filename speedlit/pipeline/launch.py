@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from speedlit.errors import Requeued, SpeedlitError
+from speedlit.errors import Requeued, SpeedlitError, UsageError
 from speedlit.files import atomic, read_object
 from speedlit.pipeline.fitting import RESULT, begin, placed
 
@@ -34,8 +34,11 @@ def launched(config: dict[str, Any], out: Path | str, words: str) -> dict[str, A
 
     Raises:
         Requeued: a signal of Slurm: the fit is saved and the job in the queue again.
+        UsageError: this is no job of Slurm.
         SpeedlitError: the ranks failed; their exit code is this process's, so that the job's script knows whether to try again.
     """
+    if not os.environ.get("SLURM_NNODES"):
+        raise UsageError(f"{LAUNCH} is set, but this is no job of Slurm (there is no SLURM_NNODES); unset {LAUNCH} to train in this process")
     out = Path(out)
     if (done := begin(config, out)) is not None:
         return done

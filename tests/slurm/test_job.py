@@ -88,3 +88,10 @@ def test_the_words_that_start_ranks_survive_a_root_with_blanks(tmp_path: Path) -
     assert shlex.split(said)[1:3] == ["--nodes=2", "--ntasks-per-node=4"]
     assert shlex.split(said)[-1] == "--output=/runs/it's my $HOME/04-junior-%j-rank%t.log"
     assert address == "10.0.0.7\n"
+
+
+def test_outside_of_slurm_the_words_that_start_ranks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_NNODES", raising=False)
+    with pytest.raises(UsageError, match="SPEEDLIT_LAUNCH is set, but this is no job of Slurm .*; unset SPEEDLIT_LAUNCH to train"):
+        launched({}, tmp_path / "fit", "srun")
+    assert not (tmp_path / "fit").exists()
