@@ -18,7 +18,7 @@ from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json, read_object, write_json
 from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.costs import ledger
-from speedlit.pipeline.preflight import ahead, check_topics, preflight
+from speedlit.pipeline.preflight import ahead, check_journal, check_topics, preflight
 from speedlit.pipeline.services import Services
 from speedlit.pipeline.stage import Stage, begin, fingerprint, finish, state
 from speedlit.progress import Progress
@@ -138,7 +138,7 @@ def select(config: RunConfig, wanted: Wanted) -> dict[str, Stage]:
     """The stages up to ``until``, looked at for what can be known to fail: before anything is asked of the teacher, and before the root is this config's.
 
     Raises:
-        UsageError: unknown stage, no topics, or a training stage that cannot be.
+        UsageError: unknown stage, no topics, an emptied journal, or a training stage that cannot be.
     """
     every, root, plain = stages(), Path(config.root), config.plain()
     for flag, name in (("--until", wanted.until), ("--from", wanted.start)):
@@ -147,6 +147,7 @@ def select(config: RunConfig, wanted: Wanted) -> dict[str, Stage]:
     if wanted.start and wanted.until and every[wanted.start].number > every[wanted.until].number:
         raise UsageError(f"--from {wanted.start} comes after --until {wanted.until}; nothing would be run")
     check_topics(every["topics"], plain, root)
+    check_journal(every.values(), root)
     to_train = ahead(every.values(), plain, root, wanted.until, wanted.start)
     if to_train:
         preflight(to_train, plain)
@@ -160,7 +161,7 @@ def run_stage(config: RunConfig, name: str, shard: tuple[int, int] = (0, 1), say
     A shard fills the journal and the part files; the same stage without a shard then finds every answer and puts them together.
 
     Raises:
-        UsageError: no such stage, one that it reads is not finished, or it cannot be cut into shards.
+        UsageError: no such stage, one that it reads is not finished, an emptied journal, or it cannot be cut into shards.
     """
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     every, root, plain = stages(), Path(config.root), config.plain()
@@ -170,6 +171,7 @@ def run_stage(config: RunConfig, name: str, shard: tuple[int, int] = (0, 1), say
     whole = shard == (0, 1)
     if not whole and not stage.sharded:
         raise UsageError(f"{name} is one piece of work; run it without --shard")
+    check_journal(every.values(), root)
     with owned(root, plain, shard), Services(config, root, shard) as services:
         for need in stage.needs:
             if not (every[need].folder(root) / "_SUCCESS").exists():

@@ -9,8 +9,10 @@ from typing import Any
 
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import content_id, read_object
+from speedlit.pipeline.costs import TEACHER
 from speedlit.pipeline.stage import SUCCESS, Stage, config_slice
 from speedlit.pipeline.yamlfiles import fit_recipe, merge
+from speedlit.synthesis.journal import emptied
 from speedlit.synthesis.stages.topics import NONE, read_topics
 
 TRAINED = ("junior", "senior", "revisor", "embedder")
@@ -49,6 +51,27 @@ def check_topics(stage: Stage, plain: Mapping[str, Any], root: Path) -> None:
         raise UsageError(NONE)
     if file is not None:
         next(read_topics(Path(file)))
+
+
+def check_journal(every: Iterable[Stage], root: Path) -> None:
+    """The journal has the answers that finished stages were made from.
+
+    Raises:
+        UsageError: it has not a single row: somebody, or a broken copy, has emptied it. One that was moved away is missed by nobody.
+    """
+    paid = {stage.name: calls_of(stage, root) for stage in every if stage.name in TEACHER}
+    if any(paid.values()) and (empty := emptied(root)):
+        made = ", ".join(f"{name} {calls:,}" for name, calls in paid.items() if calls)
+        raise UsageError(
+            f"{empty[0]} is empty, though finished stages have answers of the teacher ({made}): what is asked again would be paid again; "
+            "put a copy of the journal in its place, or remove the file to go on without its answers"
+        )
+
+
+def calls_of(stage: Stage, root: Path) -> int:
+    """The answers that a finished stage was made from; 0 where it is not finished."""
+    manifest = stage.folder(root) / "manifest.json"
+    return int(read_object(manifest, "ledger")["ledger"].get("calls") or 0) if manifest.exists() else 0
 
 
 def preflight(names: Iterable[str], plain: Mapping[str, Any]) -> None:

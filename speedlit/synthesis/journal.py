@@ -195,6 +195,20 @@ def open_to_read(path: Path) -> sqlite3.Connection:
         return db
 
 
+def emptied(root: Path) -> list[Path]:
+    """The journals of a folder where not one of them has a row; nothing where one has, or where there is none.
+
+    Raises:
+        SpeedlitError: a journal cannot be read.
+    """
+    there = sorted(root.glob("journal*.sqlite"))
+    for path in there:
+        with _sentences(path), contextlib.closing(open_to_read(path)) as db:
+            if _rows(db, "SELECT 1 FROM attempts LIMIT 1"):
+                return []
+    return there
+
+
 def rows_after(path: Path, db: sqlite3.Connection, row: int) -> Iterator[tuple[int, str, str, float, int, int, int, str]]:
     """All rows after a row, without the answers: n, key, event, time, status, tokens in, tokens out, detail.
 

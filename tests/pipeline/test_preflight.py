@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from speedlit.cli import main
+from speedlit.files import write_json
 from speedlit.pipeline.configure import parse
 from speedlit.pipeline.loop import stages
-from speedlit.pipeline.preflight import ahead
+from speedlit.pipeline.preflight import ahead, check_journal
+from speedlit.synthesis.journal import Event, Journal, journal_file
 from tests.helpers import tiny_llama
 
 
@@ -46,3 +48,20 @@ def test_only_what_will_be_trained_is_checked(tmp_path: Path) -> None:
 def test_a_run_without_topics_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", "speed", "--root", str(tmp_path / "root"), "--base", "./nowhere"]) == 2
     assert capsys.readouterr().err.startswith("error: topics.file is not set")  # before the base, which takes seconds to look at
+
+
+@pytest.mark.parametrize("shard", [(0, 1), (1, 4)])
+def test_an_emptied_journal_stops_the_run_that_would_pay_again(shard: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "root"
+    for name, calls in (("topics", 0), ("tasks", 40), ("seed", 300)):
+        write_json(stages()[name].folder(root) / "manifest.json", {"ledger": {"calls": calls}})
+    journal = Journal.for_shard(root, shard)
+    journal.append([Event("k", "sent"), Event("k", "answered", raw="{}")])
+    journal.close()
+    check_journal(stages().values(), root)
+    journal_file(root, shard).write_bytes(b"")
+    assert run(tmp_path) == 2
+    err = capsys.readouterr().err
+    assert f"{journal_file(root, shard)} is empty" in err and "(tasks 40, seed 300)" in err and "put a copy of the journal in its place" in err
+    journal_file(root, shard).unlink()  # as the sentence says
+    check_journal(stages().values(), root)
