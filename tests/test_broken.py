@@ -43,6 +43,8 @@ FIT = [  # words after `speedlit fit --config fit/senior --data.shards s`
     (["--trainer.max_steps", "many"], ["trainer.max_steps is many; expected int"]),
     (["--model.class_path", "DPOModul"], ["DPOModul", "did you mean `DPOModule`"]),
     (["--model.class_path", "nowhere.Module"], ["model.class_path nowhere.Module can't be imported"]),
+    (["--model.class_path", "speedlit.losses.preference.ipo"], ["class_path speedlit.losses.preference.ipo is a function; it has to be a class"]),
+    (["--trainer.callbacks+", "SFTModule"], ["trainer.callbacks[0].class_path speedlit.modules.sft.SFTModule is no Callback"]),
     (["--trainer.accumulate_grad_batches", "4"], ["trainer.accumulate_grad_batches has no effect here; set data.init_args.micro_batch"]),
     (["--trainer.gradient_clip_val", "4"], ["set model.init_args.clip"]),
     (["--trainer.strategy", "dpd"], ["trainer.strategy is dpd", "did you mean `ddp`"]),

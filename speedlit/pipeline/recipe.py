@@ -50,6 +50,7 @@ MEANINGS = {
     "threads": "torch threads; null leaves torch's default",
 }
 LOGGER = "true: `speedlit fit` writes curves for TensorBoard into default_root_dir/curves; false: none; or another logger, by its class_path"
+BASES = {"model": L.LightningModule, "data": L.LightningDataModule, "trainer.callbacks": L.Callback, "optimizer": torch.optim.Optimizer}
 NESTED: dict[str, Any] = {"backbone": Backbone, "tokens": TokenContract, "schedule": Schedule}
 
 
@@ -281,10 +282,22 @@ def _block(block: Any, name: str) -> list[str]:
     if found is None:
         hint = suggestion(block["class_path"], [*SHORT, *plugins()])
         return [*out, f"recipe: {name}.class_path is {block['class_path']!r}; {hint} (or a full path such as package.module.Class)"]
+    if not inspect.isclass(found):
+        what = "a function" if inspect.isfunction(found) else f"an object of type {type(found).__name__}"
+        return [*out, f"recipe: {name}.class_path {block['class_path']} is {what}; it has to be a class"]
+    base = BASES.get(name.partition("[")[0])
+    if base and not issubclass(found, base):
+        return [*out, f"recipe: {name}.class_path {block['class_path']} is no {base.__name__}; name a class that is derived from it"]
     parameters = inspect.signature(found.__init__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return out
-    given = block.get("init_args") or {}
+    given = dict(block.get("init_args") or {})
+    if name == "model" and "optimizer" in given and "optimizer" not in parameters:
+        given.pop("optimizer")
+        out.append(
+            f"recipe: `optimizer` is for nobody: {block['class_path']} takes no such argument; leave the section out, "
+            "or give its __init__ an `optimizer: OptimizerCallable` (of lightning.pytorch.cli), which SpeedModule takes too"
+        )
     needed = [p for p, what in parameters.items() if what.default is what.empty and p not in ("self", "params") and p not in given]
     out += [f"recipe: {name}.init_args.{p} is missing, and {attribute} can't do without it (another class_path starts with no init_args)" for p in needed]
     return out + _strangers(given, [p for p in parameters if p != "self"], f"{name}.init_args.")
