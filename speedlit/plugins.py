@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -41,7 +42,8 @@ def load(name: str, key: str) -> Any:
     path = plugins().get(name, name)
     module, _, attribute = path.rpartition(".")
     if not module:
-        raise UsageError(f"{key} is {name!r}, and no installed plug-in is called so (`speedlit list`); or give a full path such as package.module.Class")
+        near = "".join(f"did you mean `{other}`? " for other in get_close_matches(name, plugins(), n=1))
+        raise UsageError(f"{key} is {name!r}, and no installed plug-in is called so; {near}`speedlit list` names them, or give a path: package.module.Class")
     try:
         return getattr(import_module(module), attribute)
     except Exception as error:  # noqa: BLE001 (other people's code fails in any way it likes)

@@ -28,12 +28,14 @@ from speedlit.pipeline.configure import parse
 from speedlit.pipeline.recipe import _block
 from speedlit.plugins import load
 from speedlit.records import Record, read_rows
+from tests.blocks import ROOT, blocks
 from tests.helpers import preference_rows, tiny_llama
 from tests.modules.recipes import in_child, in_ranks
 from tests.synthesis.scripted import run_until
 from tests.synthesis.server import Server
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
+PAGE = ROOT / "docs" / "plugins.md"
 NAMES = ("RewardModule", "ShortPairs", "Margins", "margin_loss", "Storyteller", "dialogues")
 fit = partial(fitting.fit, progress=False)
 
@@ -45,14 +47,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(EXAMPLE, root / "source")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(root / "site")]
     subprocess.run([*pip, str(root / "source")], check=True, capture_output=True)
-    tiny_llama(root / "base")
-    write_shards(preference_rows(32), root / "pairs", "preference")
+    tiny_llama(root / "my-base")
+    write_shards(preference_rows(32), root / "my-pairs", "preference")
     (root / "topics.txt").write_text("Arts/Movies\nScience/Birds\nSports/Sailing\nHome/Gardens\nTrade/Markets\nHistory/Rome\n")
-    (root / "reward.yaml").write_text(
-        f"seed_everything: 3\nmodel:\n  class_path: RewardModule\n  init_args: {{backbone: {{name: {root / 'base'}}}, adapter: {{class_path: LoRA, "
-        f"init_args: {{r: 4}}}}}}\noptimizer: {{class_path: AdamW, init_args: {{lr: 0.01}}}}\ndata: {{class_path: ShortPairs, init_args: {{shards: "
-        f"{root / 'pairs'}}}}}\ntrainer: {{accelerator: cpu, max_steps: 4, callbacks: [{{class_path: Margins}}]}}\n"
-    )
+    (block,) = [block for block in blocks(PAGE) if block.language == "yaml" and "RewardModule" in block.text]
+    (root / "reward.yaml").write_text(block.text)
     return root
 
 
@@ -79,11 +78,11 @@ def call(place: Path, *words: str) -> str:
 
 def recipe(root: Path, steps: int = 8, **trainer: Any) -> dict[str, Any]:
     """Full training with a constant rate; a large eps, so that the rounding of tiny gradients stays rounding."""
-    model = {"backbone": {"name": str(root / "base")}, "schedule": {"kind": "constant"}}
+    model = {"backbone": {"name": str(root / "my-base")}, "schedule": {"kind": "constant"}}
     return {
         "seed_everything": 3, "model": {"class_path": "RewardModule", "init_args": model},
         "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1e-3, "eps": 1e-3}},
-        "data": {"class_path": "ShortPairs", "init_args": {"shards": str(root / "pairs")}},
+        "data": {"class_path": "ShortPairs", "init_args": {"shards": str(root / "my-pairs")}},
         "trainer": {"accelerator": "cpu", "max_steps": steps, **trainer},
     }  # fmt: skip
 
@@ -98,7 +97,7 @@ def score(place: Path) -> torch.Tensor:
 
 
 def test_the_page_shows_it_as_it_is() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+    page = PAGE.read_text()
     for path in EXAMPLE.rglob("*"):
         if path.suffix in (".py", ".yaml", ".toml") and path.name != "__init__.py":
             assert f"\n{path.read_text()}```" in page, path
@@ -111,7 +110,8 @@ def test_all_of_it_is_listed(place: Path) -> None:
 
 
 def test_its_module_data_and_callback_train_by_their_short_names(place: Path) -> None:
-    call(place, "fit", "--config", "reward.yaml", "--trainer.default_root_dir", "straight")
+    """By the page's own recipe, cut short."""
+    call(place, "fit", "--config", "reward.yaml", "--trainer.max_steps", "4", "--trainer.default_root_dir", "straight")
     lines = (place / "straight" / "margins.txt").read_text().splitlines()
     assert len({line.split()[1] for line in lines}) == 4
     assert (score(place / "straight") != 0.01).any(), "the weight that the module adds is trained"
@@ -179,22 +179,32 @@ def test_its_task_kind_becomes_a_contrastive_batch(installed: Path, tmp_path: Pa
         run_until("dataset", tmp_path, server, prompts="dialogues")
     shards = ShardSet(tmp_path / "dataset" / "shards" / "refined")
     assert list(shards.manifest.kinds) == ["dialogue"]
-    tokenizer = Backbone(str(installed / "base")).tokenizer()
+    tokenizer = Backbone(str(installed / "my-base")).tokenizer()
     step = Steps(Samples([shards], encode_contrastive, tokenizer, TokenContract()), "contrastive", 6, None, seed=0)[0]
     assert step["samples"] == 6 and step["targets"] == 6, "each query has its positive and the other reply"
 
 
 def test_a_teacher_that_is_none_is_told_with_its_key(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words, said in (
-        (["--teacher.backend", "Storytellers"], "teacher.backend is 'Storytellers', and no installed plug-in is called so"),
+        (["--teacher", "Storytellers"], "teacher.backend is 'Storytellers', and no installed plug-in is called so; did you mean `Storyteller`?"),
         (["--teacher.backend", "speedlit_example.teacher.Nobody"], "teacher.backend speedlit_example.teacher.Nobody can't be imported"),
         (["--teacher.backend", "Storyteller", "--teacher.mode", "batch"], "teacher.mode is batch"),
         (["--teacher.backend", "Storyteller", "--teacher.base_url", "http://a/v1"], "leave one of them out"),
         (["--teacher.settings", "{refuses: 1}"], "teacher.settings are those of a teacher.backend"),
         (["--prompts", "dialogue"], "nor a plug-in"),
     ):
-        with pytest.raises(UsageError, match=said.replace(".", r"\.")):
+        with pytest.raises(UsageError, match=re.escape(said)):
             load_all(words)
+
+
+def test_its_teacher_in_one_word(installed: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    for text, words in (("teacher: Storyteller", []), ("name: x", ["--teacher", "Storyteller"]), ("name: x", ["--teacher=Storyteller"])):
+        own.write_text(text)
+        assert parse(str(own), words).teacher.backend == "Storyteller"
+    own.write_text("name: x\nteacher: Storytelle")
+    with pytest.raises(UsageError, match=f"{own}:2: teacher.backend is 'Storytelle', .* did you mean `Storyteller`"):
+        parse(str(own))
 
 
 def load_all(words: list[str]) -> None:
@@ -236,6 +246,8 @@ def test_settings_and_answers_that_a_teacher_can_t_have(installed: Path) -> None
     whole = {"choices": [{"message": {"content": "Good day"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
     reply = ask(Flaky(whole))
     assert (reply.text, reply.tokens_in, reply.tokens_out, reply.error) == ("Good day", 3, 2, "")
+    reply = ask(Flaky("Guten Tag, Jörg"))
+    assert (reply.text, reply.tokens_in, reply.tokens_out) == ("Guten Tag, Jörg", 2, 4), "`Hello` has 5 bytes, the answer 16: a token for every four"
     with pytest.raises(SpeedlitError, match="Flaky answered with list"):
         ask(Flaky(["Good day"]))
 
@@ -248,3 +260,11 @@ def test_code_that_fails_on_import_is_told_with_its_line(text: str, said: str, t
     with pytest.raises(UsageError, match=re.escape(said.format(own))):
         load(f"{own.stem}.Teacher", "teacher.backend")
     assert said.format(own) in "".join(_block({"class_path": f"{own.stem}.Module"}, "model"))
+
+
+def test_a_module_that_takes_no_optimizer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import lightning as L\n\n\nclass Plain(L.LightningModule):\n    def __init__(self, size: int = 1):\n        pass\n"
+    (tmp_path / "plain_module.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (line,) = _block({"class_path": "plain_module.Plain", "init_args": {"size": 2, "optimizer": {"class_path": "torch.optim.SGD"}}}, "model")
+    assert "`optimizer` is for nobody: plain_module.Plain takes no such argument; leave the section out" in line

@@ -97,6 +97,7 @@ class Teacher:
         batch_poll: seconds between two looks at the batches under way.
         batch_requests: most requests in one batch (OpenAI takes 50,000).
         backend: a teacher that is no server: a plug-in's name, or the dotted path of a class with a method ``answer`` (docs/plugins.md); null: a server.
+            ``teacher: NAME`` is short for it.
         settings: keyword arguments of that class.
         base_url: endpoint, a query such as ``?api-version=...`` included; null honours ``OPENAI_BASE_URL`` and falls back to OpenAI's own.
         embedded: settings of the embedded teacher, started by the run itself unless an endpoint is named; null: never.

@@ -30,14 +30,16 @@ def parse(config: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         config: path or shipped name.
-        overrides: ``--key value`` words that win over the file.
+        overrides: ``--key value`` words that win over the file. ``teacher: NAME``, here or there, is short for ``teacher: {backend: NAME}``.
 
     Raises:
         UsageError: all mistakes of the file and the command line at once, each with its line or key; or the file cannot be read.
     """
     path = find_recipe(config)
-    words, deep = split_deep(overrides)
+    words, deep = split_deep([re.sub(r"^--teacher(?==|$)", "--teacher.backend", word) for word in overrides])
     values = read_yaml(path)
+    if isinstance(values.get("teacher"), str):
+        values["teacher"] = {"backend": values["teacher"]}
     known = RunConfig(teacher=Teacher(embedded=Embedded())).plain()  # also the keys of what is off by default
     bad = unknown_keys(values, known, str(path)) + unknown_flags(words, known) + no_mappings(values, known, str(path))
     made, wrong = typed(known_part(values, known), [pair for pair in pairs(words) if known_key(pair[0][2:].partition("=")[0], known)])

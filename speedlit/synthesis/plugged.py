@@ -32,7 +32,7 @@ class Teacher(Protocol):
             body: of a chat completion: ``model``, ``messages``, ``temperature``, ``top_p``, ``max_tokens``, ``seed``; perhaps ``response_format``.
 
         Returns:
-            The text, or a whole chat completion with ``choices``, whose ``usage`` is what the budget counts.
+            The text, or a whole chat completion with ``choices``, whose ``usage`` is what the budget counts. Of a text alone it is guessed.
 
         Raises:
             Refused: this one request gets no answer.
@@ -86,7 +86,7 @@ class Plugged:
     async def _exchange(self, body: Mapping[str, Any]) -> Outcome:
         call = asyncio.get_running_loop().run_in_executor(self._threads, self.teacher.answer, body)
         try:
-            return Outcome(200, self._body(await within(self.timeout, call)))
+            return Outcome(200, self._body(await within(self.timeout, call), body))
         except (asyncio.TimeoutError, TimeoutError):
             return Outcome(reason="timeout")
         except OSError as error:
@@ -94,12 +94,18 @@ class Plugged:
         except Refused as error:
             return Outcome(422, reason=str(error) or "refused")
 
-    def _body(self, found: Any) -> str:
+    def _body(self, found: Any, asked: Mapping[str, Any]) -> str:
         if isinstance(found, str):
-            found = {"choices": [{"message": {"role": "assistant", "content": found}, "finish_reason": "stop"}]}
+            usage = {"prompt_tokens": guess("".join(message["content"] for message in asked["messages"])), "completion_tokens": guess(found)}
+            found = {"choices": [{"message": {"role": "assistant", "content": found}, "finish_reason": "stop"}], "usage": usage}
         if not isinstance(found, Mapping):
             raise SpeedlitError(f"{KEY} {self.name} answered with {type(found).__name__}; `answer` returns a text, or a chat completion as a dict")
         return json.dumps(dict(found))
+
+
+def guess(text: str) -> int:
+    """Tokens of a text that nobody has counted: one for every four bytes, as English has them about."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
 def open_teacher(name: str, settings: Mapping[str, Any], timeout: float, threads: int) -> Plugged:
