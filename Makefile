@@ -7,10 +7,10 @@ ROOT ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test coverage docs lint bench clean
+.PHONY: help demo test test-long coverage docs lint bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 .venv/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
@@ -23,6 +23,9 @@ demo: .venv/.installed  ## the complete SPEED loop in miniature, offline; figure
 
 test: .venv/.installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_loop.py tests  # the longest file first
+
+test-long: .venv/.installed  ## what takes half an hour: the whole first hour, and the blocks of the docs that take minutes
+	SPEEDLIT_LONG=1 $(BIN)/python -m pytest -m long --durations=0 tests/long
 
 coverage: .venv/.installed  ## the test suite, and which lines it runs, in subprocesses too; build/coverage/index.html
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage tests/test_loop.py tests

@@ -17,31 +17,39 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(?:<!-- not run: (?P<why>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?:<!-- (?P<mark>not run|long): (?P<why>[^\n]+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 OWN = {"fit", "validate", "test", "predict"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block with a language. ``why`` says why it isn't run; empty: it is."""
+    """A fenced block with a language, and what the comment above it says: ``long`` is run by ``make test-long``, ``not run`` by no test as it stands."""
 
     language: str
     text: str
+    mark: str = ""  # "", long or not run
     why: str = ""
 
 
 def blocks(page: Path) -> list[Block]:
     """The blocks of a page in their order."""
-    return [Block(m["language"], m["text"], m["why"] or "") for m in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    return [Block(m["language"], m["text"], m["mark"] or "", m["why"] or "") for m in BLOCK.finditer(page.read_text(encoding="utf-8"))]
 
 
-def run(block: Block, cwd: Path, env: dict[str, str]) -> str:
+def wrapper(path: Path, *words: str) -> None:
+    """A command of that path that runs these words, and those that it is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    path.chmod(0o755)
+
+
+def run(block: Block, cwd: Path, env: dict[str, str], timeout: float = 600) -> str:
     """Run bash and Python blocks in ``cwd``, write and read YAML ones; what they print comes back."""
     if block.language == "yaml":
         check_yaml(block.text, cwd)
         return ""
     words = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[block.language]
-    done = subprocess.run([*words, block.text], cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
+    done = subprocess.run([*words, block.text], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=env)
     assert done.returncode == 0, f"{block.text}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 

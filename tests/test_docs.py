@@ -13,21 +13,22 @@ import pytest
 
 from scripts.docs.recipes import rows, table
 from speedlit.files import write_json
-from tests.blocks import PAGES, ROOT, Block, blocks, check, check_command, run
+from tests.blocks import PAGES, ROOT, Block, blocks, check, check_command, run, wrapper
 
 FIRST_HOUR = "quickstart.md"  # tests/test_first_hour.py runs it
-RUN = [page for page in PAGES if page.name != FIRST_HOUR and any(not block.why for block in blocks(page))]
+RUN = [page for page in PAGES if page.name != FIRST_HOUR and any(not block.mark for block in blocks(page))]
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with what the pages take for granted: ``topics.txt``, the repository's ``tests``, and a ``speedlit`` on the path."""
+    """A folder with what the pages take for granted: ``topics.txt``, a package of one's own, the repository's ``tests``, and a ``speedlit`` on the path."""
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     shutil.copy(ROOT / "tests/data/topics.txt", tmp_path)
-    command = tmp_path / "bin/speedlit"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m speedlit "$@"\n')
-    command.chmod(0o755)
+    wrapper(tmp_path / "bin/speedlit", sys.executable, "-m", "speedlit")
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("import lightning as L\n\n\nclass Watch(L.Callback):\n    pass\n")
+    (package / "modules.py").write_text("from speedlit.modules.sft import SFTModule\n\n\nclass RewardModule(SFTModule):\n    pass\n")
     return tmp_path
 
 
@@ -35,11 +36,11 @@ def place(tmp_path: Path) -> Path:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_blocks_run_in_their_order(page: Path, place: Path) -> None:
-    """As written, but for the full demo, which stops after its tasks here (the smoke loop runs every stage elsewhere)."""
+    """As written, but for the full demo, which stops after its tasks here (tests/long runs it whole, and the blocks that take minutes)."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
     env = {**keep, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for block in blocks(page):
-        if not block.why:
+        if not block.mark:
             text = re.sub(r"(speedlit run --config demo)(?= *(#|$))", r"\1 --until tasks", block.text, flags=re.MULTILINE)
             run(Block(block.language, text), place, env)
 
@@ -48,8 +49,11 @@ def test_the_blocks_run_in_their_order(page: Path, place: Path) -> None:
 def test_what_is_not_run_says_why_and_exists(page: Path, place: Path) -> None:
     for block in blocks(page):
         assert block.language in ("bash", "python", "yaml"), f"{page.name}: a block of {block.language} that nothing checks"
-        if block.why:
+        if block.mark:
             check(block, place)
+        if block.mark == "not run":
+            named = re.findall(r"tests/[\w/]+\.py", block.why)
+            assert named and all((ROOT / name).is_file() for name in named), f"{page.name}: which test runs what can be run of it? {block.why}"
 
 
 def test_commands_stand_in_fenced_blocks() -> None:

@@ -1,4 +1,7 @@
-"""A person's first hour: docs/quickstart.md, block after block, with an installed wheel, an empty home and no network."""
+"""A person's first hour: docs/quickstart.md, block after block, with an installed wheel, an empty home and no network.
+
+Here without the demo, which takes minutes; tests/long/test_first_hour.py runs it all.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.blocks import ROOT, blocks, run
+from tests.blocks import ROOT, blocks, run, wrapper
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+QUICKSTART = ROOT / "docs/quickstart.md"
 
 
 def pip(*words: str) -> None:
@@ -21,10 +24,9 @@ def pip(*words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def installed(tmp_path: Path) -> Path:
+def install(folder: Path) -> Path:
     """The folder into which a wheel of the tracked files was installed; the libraries are those at hand."""
-    source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
+    source, wheels, site = folder / "source", folder / "wheels", folder / "site"
     for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
         if name and (ROOT / name).exists() and not name.startswith("tests/"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +37,12 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-def test_the_first_hour(installed: Path, tmp_path: Path) -> None:
-    home, place = tmp_path / "home", tmp_path / "somewhere"
+def fresh(folder: Path) -> tuple[Path, dict[str, str]]:
+    """An empty folder to work in, and the environment of somebody who has installed speedlit and nothing else."""
+    installed, home, place = install(folder), folder / "home", folder / "somewhere"
     home.mkdir()
     place.mkdir()
+    wrapper(installed / "bin/python", sys.executable)
     keep = ("LANG", "TMPDIR", "SSL_CERT_FILE")
     env = {
         **{name: os.environ[name] for name in keep if name in os.environ},
@@ -50,7 +54,11 @@ def test_the_first_hour(installed: Path, tmp_path: Path) -> None:
     }
     where = subprocess.run([sys.executable, "-c", "import speedlit; print(speedlit.__file__)"], cwd=place, env=env, capture_output=True, text=True, check=True)
     assert where.stdout.startswith(str(installed)), "the wheel is what runs, not the repository"
-    printed = [run(block, place, env) for block in blocks(ROOT / "docs/quickstart.md") if not block.why]
+    return place, env
+
+
+def check_hour(place: Path, printed: list[str]) -> None:
+    """What somebody has after an hour."""
     assert any("What" in text for text in printed), "transformers wrote on from the prompt"
     assert "<table" in (place / "runs/smoke/report.html").read_text(encoding="utf-8")
     assert not (place / "runs/sums/model/model.safetensors").exists(), "LoRA leaves the adapter alone"
@@ -58,3 +66,10 @@ def test_the_first_hour(installed: Path, tmp_path: Path) -> None:
     assert (place / "my-generator/model.safetensors").is_file()
     scores = [json.loads(path.read_text(encoding="utf-8")) for path in (place / "results").rglob("Arithmetic.json")]
     assert 0 < scores[0]["scores"]["test"][0]["main_score"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_first_hour_but_for_the_demo(tmp_path: Path) -> None:
+    place, env = fresh(tmp_path)
+    check_hour(place, [run(block, place, env) for block in blocks(QUICKSTART) if not block.mark])
