@@ -10,6 +10,7 @@ import torch
 
 from speedlit.models.flops import gemm_rate, step_flops
 from speedlit.progress import Progress
+from speedlit.strategies import data_ranks, split_over
 
 
 class FitProgress(L.Callback):
@@ -45,16 +46,16 @@ class FitProgress(L.Callback):
             self._begin = self._now
         elif isinstance(batch, dict):
             self._tokens += batch.get("tokens", 0)
-            self._predicted += batch.get("targets", 0) / trainer.world_size
-        self._progress.advance(1, lambda: self.note(pl_module, trainer.world_size))
+            self._predicted += batch.get("targets", 0) / data_ranks(trainer)[1]
+        self._progress.advance(1, lambda: self.note(pl_module, data_ranks(trainer)[1], split_over(trainer.strategy)))
 
-    def note(self, module: Any, ranks: int) -> str:
-        """Loss, tokens per second, MFU: those that are known."""
+    def note(self, module: Any, ranks: int, together: int = 1) -> str:
+        """Loss, tokens per second, MFU: those that are known, where ``ranks`` groups of ``together`` processes have different samples."""
         figures = getattr(module, "figures", {})
         words = [f"loss {figures['loss']:.4f}"] if "loss" in figures else []
         seconds = self._now - (self._begin or self._now)
         if seconds and self._tokens:
-            rate = step_flops(getattr(module, "model", module), self._tokens, self._predicted) / seconds
+            rate = step_flops(getattr(module, "model", module), self._tokens, self._predicted) / seconds / together
             words += [f"{ranks * self._tokens / seconds:,.0f} tokens/s", f"MFU {rate / gemm_rate(str(module.device), torch.bfloat16):.0%}"]
         return ", ".join(words)
 

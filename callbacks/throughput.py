@@ -15,10 +15,11 @@ import torch
 
 from speedlit.labels import IGNORE
 from speedlit.models.flops import gemm_rate, step_flops
+from speedlit.strategies import split_over
 
 
 class Throughput(L.Callback):
-    """Tokens of this rank per second, padding not counted.
+    """Tokens of this rank per second, padding not counted; where processes share each matrix, those that they compute together.
 
     Args:
         skip: steps at the start that are not timed.
@@ -54,7 +55,7 @@ class Throughput(L.Callback):
         now = time.perf_counter()
         self.tokens += batch["tokens"]
         predicted = sum(int((micro["labels"][:, 1:] != IGNORE).sum()) for micro in batch["micro"] if "labels" in micro)
-        self.flops += step_flops(getattr(pl_module, "model", pl_module), batch["tokens"], predicted)
+        self.flops += step_flops(getattr(pl_module, "model", pl_module), batch["tokens"], predicted) / split_over(trainer.strategy)
         self.seconds = now - self._start
         if self._seen % self.every_n_steps == 0:
             since, before = self._window

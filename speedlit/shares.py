@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -15,15 +17,24 @@ def share(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """This process's part of a whole tensor, cut as ``like`` is cut."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
-    dimension, start, end = part(like)
-    local = value.narrow(dimension, start, end - start).to(like.device, like.to_local().dtype, copy=True).contiguous()
+    local = value[part(like)].to(like.device, like.to_local().dtype, copy=True).contiguous()
     return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
-def part(like: DTensor) -> tuple[int, int, int]:
-    """Which part of a tensor this process holds: the dimension that is cut, and where it begins and ends there."""
-    dimension = like.placements[0].dim  # type: ignore[attr-defined]
-    size = like.shape[dimension]
-    step = -(-size // like.device_mesh.size())  # as torch.chunk cuts
-    start = min(like.device_mesh.get_local_rank() * step, size)
-    return dimension, start, min(start + step, size)
+def part(like: DTensor) -> tuple[slice, ...]:
+    """Which part of a tensor this process holds: from where to where in each dimension."""
+    found = [(0, size) for size in like.shape]
+    for axis, placement in reversed(list(enumerate(like.placements))):  # a matrix is split first, and the piece is then spread
+        dimension = getattr(placement, "dim", None)
+        if dimension is not None:
+            start, end = found[dimension]
+            step = -(-(end - start) // like.device_mesh.size(axis))  # as torch.chunk cuts
+            first = min(start + like.device_mesh.get_local_rank(axis) * step, end)
+            found[dimension] = first, min(first + step, end)
+    return tuple(slice(start, end) for start, end in found)
+
+
+def nearest(size: int, *counts: int) -> int:
+    """The number nearest to ``size`` that divides all counts."""
+    common = math.gcd(*counts)
+    return min((number for number in range(1, common + 1) if common % number == 0), key=lambda number: (abs(number - size), number))

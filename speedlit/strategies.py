@@ -23,7 +23,7 @@ from speedlit.checkpoints import META, mapped, read_folder, taken_out
 from speedlit.checkpoints import Place as Place  # checkpoints of earlier versions name it here
 from speedlit.errors import UsageError
 from speedlit.files import remove
-from speedlit.shares import share, whole
+from speedlit.shares import nearest, share, whole
 
 OPTIONS = ("cpu_offload", "checkpoint", "tensor_parallel_size")
 
@@ -44,11 +44,9 @@ def strategy(name: Any) -> Any:
         raise UsageError(f"trainer.strategy.{wrong[0]} is unknown with {name}; fsdp takes {', '.join(OPTIONS)}, and the others take none")
     if options.get("checkpoint", "full") not in ("sharded", "full"):
         raise UsageError(f"trainer.strategy.checkpoint is {options['checkpoint']!r}; choose sharded or full")
-    if options.get("tensor_parallel_size", 1) != 1:
-        raise UsageError(
-            f"trainer.strategy.tensor_parallel_size is {options['tensor_parallel_size']}: single matrices aren't split over processes, because adapters "
-            "and 4-bit weights can't be; set it to 1, fsdp alone spreads the whole model"
-        )
+    size = options.get("tensor_parallel_size", 1)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UsageError(f"trainer.strategy.tensor_parallel_size is {size!r}; give the number of processes that share each matrix, or 1: none do")
     return {"class_path": "speedlit.strategies.FSDP", "init_args": options} if name == "fsdp" else name
 
 
@@ -57,19 +55,35 @@ def sharded(strategy: Any) -> bool:
     return isinstance(strategy, FSDP) or type(strategy).__name__ in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
+def split_over(strategy: Any) -> int:
+    """How many processes share each matrix and see the same samples; 1: none do."""
+    return strategy.tensor_parallel_size if isinstance(strategy, FSDP) else 1
+
+
+def data_ranks(trainer: Any) -> tuple[int, int]:
+    """Which share of the samples this process sees, and how many shares there are."""
+    together = split_over(trainer.strategy)
+    return trainer.global_rank // together, trainer.world_size // together
+
+
+def data_group(strategy: Any) -> Any:
+    """One process of each share of the samples, this one among them; None: all processes, as each has a share of its own."""
+    return strategy.device_mesh["data_parallel"].get_group() if split_over(strategy) > 1 else None
+
+
 class FSDP(ModelParallelStrategy):
     """FSDP2: each process holds its share of all weights, gradients and optimizer states; the module itself spreads its network.
 
     Args:
         cpu_offload: shares wait in the memory of the host, which is slow, and updates happen there.
         checkpoint: sharded (a folder, all processes write) or full (one file, written by the first process).
-        tensor_parallel_size: 1; splitting single matrices is refused.
+        tensor_parallel_size: how many neighbouring processes (of one node) share each matrix of a layer and compute the same samples together.
     """
 
     def __init__(self, cpu_offload: bool = False, checkpoint: str = "sharded", tensor_parallel_size: int = 1) -> None:
         backend = "cpu:gloo,cuda:nccl" if cpu_offload and torch.cuda.is_available() else None  # norms of what waits on the host are added up there
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=checkpoint == "sharded", process_group_backend=backend)
-        self.cpu_offload = cpu_offload
+        super().__init__(save_distributed_checkpoint=checkpoint == "sharded", process_group_backend=backend)
+        self.cpu_offload, self.tensor_parallel_size = cpu_offload, tensor_parallel_size
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -77,8 +91,16 @@ class FSDP(ModelParallelStrategy):
         return True
 
     def setup_environment(self) -> None:
-        """One mesh of all processes."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        """One mesh of all processes: those that see the same samples are neighbours in it.
+
+        Raises:
+            UsageError: they can't be put into groups of that size.
+        """
+        processes, size = self.num_nodes * self.num_processes, self.tensor_parallel_size
+        if processes % size:
+            near = nearest(size, processes)
+            raise UsageError(f"trainer.strategy.tensor_parallel_size is {size}, but {processes} processes don't fall into groups of {size}; set it to {near}")
+        self._data_parallel_size, self._tensor_parallel_size = processes // size, size
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

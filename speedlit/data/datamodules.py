@@ -20,6 +20,7 @@ from speedlit.data.shards import ShardSet
 from speedlit.data.steps import StepLoader, Steps
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.progress import say
+from speedlit.strategies import data_ranks
 
 OVERHEAD = {"cpu": 128, "cuda": 4096}  # tokens that one more pass is worth: a GPU wants large passes
 MICRO_TOKENS = {"cpu": 1536, "cuda": None}  # larger passes are no faster on a CPU and need more memory (docs/benchmarks.md)
@@ -96,11 +97,11 @@ class ShardData(L.LightningDataModule):
         if not hasattr(module, "tokenizer") or not hasattr(module, "tokens"):
             raise UsageError(f"{type(self).__name__} needs a module with `tokenizer` and `tokens`, and {type(module).__name__} has none")
         samples = Samples(sets, type(self).encode, module.tokenizer, module.tokens)
-        world = trainer.world_size
+        rank, world = data_ranks(trainer)
         gpu = trainer.strategy.root_device.type == "cuda"
         device = "cuda" if gpu else "cpu"
         steps = Steps(
-            samples, self.shape, self.batch_size, self.micro_batch, self.seed, trainer.global_rank, world, shuffle, shuffle and self.drop_last,
+            samples, self.shape, self.batch_size, self.micro_batch, self.seed, rank, world, shuffle, shuffle and self.drop_last,
             overhead=OVERHEAD[device], micro_tokens=self.micro_tokens or MICRO_TOKENS[device], layout=self.layout(samples) if shuffle else None, mix=mix,
         )  # fmt: skip
         return StepLoader(steps, self.workers, pin=gpu)

@@ -55,6 +55,7 @@ class Encoder:
         instruct: False leaves the tasks' own instructions away.
         autocast: a dtype to compute in, such as torch.bfloat16; None keeps the model's own.
         spread: share the texts out over all ranks; every rank must then encode the same ones. False: this rank computes alone.
+        together: how many neighbouring ranks compute each forward pass together, and so must have the same texts.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class Encoder:
         instruct: bool = True,
         autocast: torch.dtype | None = None,
         spread: bool = True,
+        together: int = 1,
     ) -> None:
         self.model, self.embed, self.tokenizer, self.tokens = model, embed, tokenizer, tokens
         self.name, self.revision, self.token_budget = name, revision, token_budget
         self.instructions, self.instruct, self.autocast = dict(instructions or {}), instruct, autocast
-        self.spread = spread
+        self.spread, self.together = spread, together
         self._meta: ModelMeta | None = None
 
     def vectors(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
@@ -91,10 +93,10 @@ class Encoder:
     def _encode_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Vectors of token ids; each rank computes its share in equally many forward passes, which sharded weights need."""
         everything = list(batches([len(row) for row in ids], self.token_budget))
-        world = ranks.size() if self.spread else 1
+        world = ranks.size() // self.together if self.spread else 1
         if world == 1:
             return self._share(ids, everything)
-        own = everything[ranks.number() :: world]
+        own = everything[ranks.number() // self.together :: world]
         idle = -(-len(everything) // world) - len(own)
         rows, error = None, None
         try:
@@ -105,6 +107,8 @@ class Encoder:
         assert rows is not None
         if not own:
             rows[everything[-1]] = 0
+        if ranks.number() % self.together:
+            rows[:] = 0  # the first of those who have computed them brings them
         return ranks.filled(rows, next(self.model.parameters()).device)
 
     def _share(self, ids: Sequence[Sequence[int]], own: Sequence[Sequence[int]], idle: int = 0) -> np.ndarray:

@@ -31,7 +31,7 @@ def module_encoder(module: Any, **options: Any) -> Encoder:
     if not callable(getattr(module, "embed", None)):
         name = type(module).__name__
         raise UsageError(f"MTEB scores need a module that embeds texts, such as EmbeddingModule, not {name}: take the MTEB callback out of the config")
-    return Encoder(module, module.embed, module.tokenizer, module.tokens, **options)
+    return Encoder(module, module.embed, module.tokenizer, module.tokens, together=getattr(module, "together", 1), **options)
 
 
 def open_encoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,30 +17,30 @@ class _Gather(torch.autograd.Function):
     """All ranks' rows, in the order of ranks. The gradient is the sum over ranks of what each of them did with our rows."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
-        ctx.count = len(rows)
-        out = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(out, rows.contiguous())
+    def forward(ctx, rows: torch.Tensor, group: Any) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        ctx.count, ctx.group = len(rows), group
+        out = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(out, rows.contiguous(), group)
         return torch.cat(out)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[no-untyped-def]
         gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank() * ctx.count :][: ctx.count]
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient[dist.get_rank(ctx.group) * ctx.count :][: ctx.count], None
 
 
-def gather(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks, each rank with equally many; itself where there is one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+def gather(rows: torch.Tensor, group: Any = None) -> torch.Tensor:
+    """Rows of all ranks of a group (None: of all ranks), each rank with equally many; itself where there is one."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return rows
-    gathered: torch.Tensor = _Gather.apply(rows)
+    gathered: torch.Tensor = _Gather.apply(rows, group)
     return gathered
 
 
-def first_row(count: int) -> int:
+def first_row(count: int, group: Any = None) -> int:
     """Where this rank's ``count`` rows begin among the gathered ones."""
-    return dist.get_rank() * count if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank(group) * count if dist.is_available() and dist.is_initialized() else 0
 
 
 def similarities(queries: torch.Tensor, documents: torch.Tensor, everywhere: tuple[torch.Tensor, torch.Tensor], directions: Sequence[str]) -> Named:

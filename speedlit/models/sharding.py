@@ -98,13 +98,19 @@ def alike(weights: list[torch.Tensor]) -> bool:
     return len({isinstance(weight, DTensor) for weight in weights if weight.ndim}) < 2
 
 
+def _mesh(tensor: torch.Tensor) -> Any:
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
+
+
 def clip(weights: list[torch.Tensor], limit: float) -> torch.Tensor:
     """The norm of all gradients, which are scaled down to ``limit`` where it is larger: torch's own, and the same for a mixture of shares and whole ones."""
     gradients: list[torch.Tensor] = [weight.grad for weight in weights if weight.grad is not None]
-    apart: list[list[torch.Tensor]] = [[g for g in gradients if isinstance(g, DTensor)], [g for g in gradients if not isinstance(g, DTensor)]]
-    if not all(apart):
+    apart: dict[Any, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        apart.setdefault(_mesh(gradient), []).append(gradient)
+    if len(apart) < 2:
         return whole(torch.nn.utils.clip_grad_norm_(weights, limit))
-    norm: torch.Tensor = torch.stack([whole(torch.nn.utils.get_total_norm(part)) for part in apart]).norm()  # which torch refuses
+    norm: torch.Tensor = torch.stack([whole(torch.nn.utils.get_total_norm(part)) for part in apart.values()]).norm()  # which torch refuses
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor.to(gradient.device))

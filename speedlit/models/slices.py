@@ -63,23 +63,23 @@ def fill(model: Any, device: torch.device) -> None:
     def filled(weight: torch.Tensor) -> torch.Tensor:
         assert isinstance(weight, DTensor)
         found = torch.empty_like(weight, device=device)
-        _, start, end = part(weight)
-        if end > start:
-            rows: Any = found
-            rows.to_local().copy_(read(*places[names[id(weight)]], start, end))
+        where = part(weight)
+        if all(place.stop > place.start for place in where):
+            mine: Any = found
+            mine.to_local().copy_(read(*places[names[id(weight)]], where))
         return found
 
     with torch.no_grad():
         replace(model, filled, _stored(model, places))
 
 
-def read(file: str, key: str, start: int, end: int) -> torch.Tensor:
-    """Rows of a stored tensor; nothing else of the file is read."""
+def read(file: str, key: str, where: tuple[slice, ...]) -> torch.Tensor:
+    """A part of a stored tensor; nothing else of the file is read."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as stored:
-        rows: torch.Tensor = stored.get_slice(key)[start:end]
-    return rows
+        found: torch.Tensor = stored.get_slice(key)[where]
+    return found
 
 
 def _stored(model: Any, places: Places) -> set[str]:

@@ -30,10 +30,11 @@ from speedlit.models.folder import save_folder
 from speedlit.models.masks import is_causal, packed_mask, probe_packing
 from speedlit.models.sharding import alike, average_gradients, clip, inside, most, shard
 from speedlit.models.slices import empty, fill, to_be_filled
+from speedlit.models.splitting import split
 from speedlit.models.unpack import settings
 from speedlit.progress import say
 from speedlit.shares import whole
-from speedlit.strategies import sharded
+from speedlit.strategies import data_group, data_ranks, sharded, split_over
 
 Batch = dict[str, Any]
 Figures = dict[str, torch.Tensor]
@@ -130,6 +131,8 @@ class SpeedModule(L.LightningModule):
             narrow = str(self.trainer.precision).startswith("bf16") and not isinstance(self.adapter, QLoRA)
             strategy: Any = self.trainer.strategy
             for network in self.networks():
+                if self.together > 1:
+                    split(network, self.device_mesh["tensor_parallel"], self.trainer.world_size)  # type: ignore[index]
                 shard(network, self.device_mesh["data_parallel"], narrow, strategy.cpu_offload)  # type: ignore[index]
                 fill(network, torch.device("cpu") if strategy.cpu_offload else strategy.root_device)
 
@@ -137,6 +140,16 @@ class SpeedModule(L.LightningModule):
     def spread(self) -> bool:
         """Whether the weights are spread over processes."""
         return self._trainer is not None and sharded(self.trainer.strategy)
+
+    @property
+    def together(self) -> int:
+        """How many processes share each matrix, and compute the same samples."""
+        return 1 if self._trainer is None else split_over(self.trainer.strategy)
+
+    @property
+    def data_group(self) -> Any:
+        """The processes among which the samples are shared out, where that is not all of them; else None."""
+        return None if self._trainer is None else data_group(self.trainer.strategy)
 
     def assemble(self) -> None:
         """Build the network with its adapter into ``self.model``."""
@@ -157,6 +170,8 @@ class SpeedModule(L.LightningModule):
         Raises:
             UsageError: what, why, and the nearest that works.
         """
+        if isinstance(self.adapter, QLoRA) and self.together > 1:
+            raise UsageError(f"trainer.strategy.tensor_parallel_size is {self.together}, but a matrix in 4 bits can't be split; set it to 1, or take LoRA")
         if isinstance(self.adapter, QLoRA) and self.adapter.storage != self.backbone.dtype:
             raise UsageError(
                 f"trainer.strategy fsdp gathers a layer's weights as one piece, but adapter.storage is {self.adapter.storage} and backbone.dtype "
@@ -201,14 +216,15 @@ class SpeedModule(L.LightningModule):
 
     def training_step(self, step: Batch, index: int) -> None:
         """One optimizer step: all micro-batches backward, then clip, check, update."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
+        rank, ranks = data_ranks(self.trainer)  # those who compute the same samples together also draw the same dropout
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 4099 + rank)
         totals: Figures = {}
         micro = self.even(step["micro"])
         for number, batch in enumerate(micro, 1):
             with self.synchronised(number == len(micro)):
                 loss, figures = self.loss(batch, step)
                 part = 0.0 if batch.get("idle") else 1.0  # a rank without samples only goes along
-                self.manual_backward(loss * (part * self.trainer.world_size))  # ranks' gradients are averaged
+                self.manual_backward(loss * (part * ranks))  # whose gradients are averaged
             for name, value in {"loss": loss.detach(), **figures}.items():
                 totals[name] = totals.get(name, 0) + part * value.detach()
         self.update(step, totals)
@@ -234,7 +250,7 @@ class SpeedModule(L.LightningModule):
         norm = clip(weights, limit)
         sums = torch.stack([totals[name].float() for name in totals])
         if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so that all ranks judge alike, and the figures are those of the step
+            sums = self.trainer.strategy.reduce(sums, self.data_group, reduce_op="sum")  # so that all ranks judge alike, and the figures are those of the step
         values = torch.cat([norm.detach().float()[None], sums]).tolist()  # one transfer
         if not all(map(math.isfinite, values)):
             raise self.not_finite(step, dict(zip(["gradient norm", *totals], values, strict=True)))
@@ -307,7 +323,7 @@ class SpeedModule(L.LightningModule):
             for key, value in {"loss": loss, **figures}.items():
                 totals[key] = totals.get(key, 0) + part * value
         if self.trainer.world_size > 1:  # each rank has a share of the step's figures
-            totals = {key: self.trainer.strategy.reduce(value, reduce_op="sum") for key, value in totals.items()}
+            totals = {key: self.trainer.strategy.reduce(value, self.data_group, reduce_op="sum") for key, value in totals.items()}
         self.log_dict({f"{name}_{key}": value for key, value in totals.items()}, batch_size=self.weight(step), on_epoch=True)
 
     def weight(self, step: Batch) -> int:

@@ -141,9 +141,10 @@ class EmbeddingModule(SpeedModule):
         queries, documents = self.vectors(batch)
         in_batch = batch["kind"] not in self.no_in_batch
         directions = self.directions if in_batch else ["query_to_doc"]
-        everywhere = (gather(queries) if len(directions) > 1 else queries, gather(documents))
-        first = contrastive.first_row(len(queries))
-        known = gather(batch["texts"]), gather(batch["asked"]), batch["query_text"], batch["texts"], batch["asked"]
+        group = self.data_group
+        everywhere = (gather(queries, group) if len(directions) > 1 else queries, gather(documents, group))
+        first = contrastive.first_row(len(queries), group)
+        known = gather(batch["texts"], group), gather(batch["asked"], group), batch["query_text"], batch["texts"], batch["asked"]
         allowed, matched = contrastive.candidates(directions, *known, first, in_batch, self.mask_equal)
         real = batch["asked"] != 0
         total: Any = 0.0

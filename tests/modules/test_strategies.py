@@ -167,9 +167,9 @@ def all_spread(root: Path, out: Path) -> None:
     for name in SPREAD:
         found: list[tuple[str, int, int]] = []
 
-        def counted(file: str, key: str, start: int, end: int, found: Any = found) -> torch.Tensor:
-            found.append((key, start, end))
-            return READ(file, key, start, end)
+        def counted(file: str, key: str, where: tuple[slice, ...], found: Any = found) -> torch.Tensor:
+            found.append((key, where[0].start, where[0].stop))
+            return READ(file, key, where)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(slices, "read", counted)
