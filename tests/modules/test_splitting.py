@@ -22,7 +22,20 @@ from speedlit.shares import nearest
 from speedlit.strategies import FSDP
 from tests.helpers import tiny_bert, tiny_qwen3
 from tests.modules.recipes import KINDS, in_ranks
-from tests.modules.test_strategies import FEW, all_of, assert_same, assert_unpacked, config, fit, go_on, root, trace, weights  # noqa: F401 - root is a fixture
+from tests.modules.test_strategies import (  # noqa: F401 - root is a fixture
+    FEW,
+    STEPS,
+    Job,
+    all_of,
+    assert_same,
+    assert_unpacked,
+    config,
+    fit,
+    go_on,
+    root,
+    trace,
+    weights,
+)
 
 TWO = {"name": "fsdp", "tensor_parallel_size": 2}
 TEXTS = ["a b c", "d", "e f g h"]
@@ -42,62 +55,53 @@ def case(root: Path, kind: str, adapter: str, strategy: Any = None, **over: Any)
     settings = config(root, kind, adapter, strategy=strategy, **over)
     if adapter == "LoRA":
         settings["model"]["init_args"]["adapter"]["init_args"]["dropout"] = 0.1
+    if kind == "contrastive":
+        settings["data"]["init_args"]["micro_batch"] = 8  # fewer passes, which is what takes the time
     return settings
 
 
-def test_two_processes_that_share_each_matrix_give_what_one_gives(root: Path, tmp_path: Path) -> None:  # noqa: F811
-    cases = [(kind, adapter) for kind in KINDS for adapter in ("full", "LoRA")]
-    jobs = [(case(root, *which, TWO), tmp_path / "-".join((*which, "split"))) for which in cases]
-    assert in_ranks(2, all_of, jobs) == [0, 0]
-    for which in cases:
-        alone = tmp_path / "-".join((*which, "single"))
-        fit(case(root, *which), alone)
-        assert trace(alone)[0] != pytest.approx(trace(alone)[-1], rel=1e-3)
-        assert_same(alone, tmp_path / "-".join((*which, "split")))
-        assert_unpacked(tmp_path / "-".join((*which, "split")))
-
-
-def start_and_go_on(starts: list[tuple[dict[str, Any], Path]], rests: list[tuple[dict[str, Any], Path]]) -> None:
-    all_of(starts)
+def all_and_on(jobs: list[Job], rests: list[Job]) -> None:
+    all_of(jobs)
     for settings, place in rests:
         go_on(settings, place)
 
 
-def test_a_run_goes_on_whether_its_matrices_are_split_or_not(root: Path, tmp_path: Path) -> None:  # noqa: F811
-    """10 steps of two processes that share each matrix, then 10 of one; and the other way round."""
-    alone, split, back = (tmp_path / name for name in ("alone", "split", "back"))
-    fit(config(root, "sft", "full"), alone)
-    fit(config(root, "sft", "full", steps=10), back)
-    starts = [(config(root, "sft", "full", steps=10, strategy=TWO), split)]
-    assert in_ranks(2, start_and_go_on, starts, [(config(root, "sft", "full", strategy=TWO), back)]) == [0, 0]
-    go_on(config(root, "sft", "full"), split)
-    assert_same(alone, split)
-    assert_same(alone, back)
+def test_two_processes_that_share_each_matrix_give_what_one_gives(root: Path, tmp_path: Path) -> None:  # noqa: F811
+    """One of the six goes from one process to two and the other way round, in the middle."""
+    cases = [(kind, adapter) for kind in KINDS for adapter in ("full", "LoRA")]
+    split = {which: tmp_path / "-".join((*which, "split")) for which in cases}
+    first, back = cases[0], tmp_path / "back"
+    jobs = [(case(root, *which, TWO, steps=10 if which == first else STEPS), place) for which, place in split.items()]
+    fit(case(root, *first, steps=10), back)
+    assert in_ranks(2, all_and_on, jobs, [(case(root, *first, TWO), back)]) == [0, 0]
+    go_on(case(root, *first), split[first])
+    for which, place in split.items():
+        alone = tmp_path / "-".join((*which, "single"))
+        fit(case(root, *which), alone)
+        assert trace(alone)[0] != pytest.approx(trace(alone)[-1], rel=1e-3)
+        assert_same(alone, place)
+        assert_unpacked(place)
+    assert_same(tmp_path / "-".join((*first, "single")), back)
 
 
-def in_four(root: Path, devices: int) -> list[dict[str, Any]]:  # noqa: F811
-    """Norms within the heads under a trained head, and vectors of all ranks' documents under an adapter; each a few steps."""
-    strategy, base = TWO if devices > 1 else None, str(root / "qwen3")
-    jobs = [config(root, kind, adapter, FEW, strategy, name=base) for kind, adapter in (("sft", "full"), ("contrastive", "LoRA"))]
-    for settings in jobs:
-        if devices > 1:
-            settings["trainer"]["devices"] = devices
-    jobs[1]["trainer"]["callbacks"].append({"class_path": "tests.modules.test_splitting.Vectors"})
-    return jobs
+def in_groups(root: Path, devices: int) -> dict[str, Any]:  # noqa: F811
+    """Norms within the heads, all ranks' documents and a learned temperature."""
+    settings = config(root, "contrastive", "full", FEW, TWO if devices > 1 else None, name=str(root / "qwen3"))
+    settings["trainer"] |= {"devices": devices, "callbacks": [{"class_path": "tests.modules.test_splitting.Vectors"}]}
+    return settings
 
 
 def test_four_processes_in_two_groups(root: Path, tmp_path: Path) -> None:  # noqa: F811
     tiny_qwen3(root / "qwen3")
-    places = [tmp_path / name for name in ("sft", "contrastive")]
-    assert in_ranks(4, all_of, list(zip(in_four(root, 4), places, strict=True))) == [0] * 4
-    for settings, place in zip(in_four(root, 1), places, strict=True):
-        fit(settings, alone := place.with_name(f"{place.name}-alone"))
-        for ours, theirs in zip(trace(place), trace(alone), strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
-        assert all(torch.allclose(weight, weights(alone)[name], atol=1e-5, rtol=0) for name, weight in weights(place).items())
-    found = [np.load(places[1] / f"vectors.{rank}.npy") for rank in range(4)]
+    place, alone = tmp_path / "four", tmp_path / "alone"
+    assert in_ranks(4, fit, in_groups(root, 4), place) == [0] * 4
+    fit(in_groups(root, 1), alone)
+    for ours, theirs in zip(trace(place), trace(alone), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+    assert all(torch.allclose(weight, weights(alone)[name], atol=1e-5, rtol=0) for name, weight in weights(place).items())
+    found = [np.load(place / f"vectors.{rank}.npy") for rank in range(4)]
     assert all(np.array_equal(found[0], other) for other in found)
-    assert np.allclose(found[0], open_encoder(places[1] / "model").vectors(TEXTS), atol=1e-5)
+    assert np.allclose(found[0], open_encoder(place / "model").vectors(TEXTS), atol=1e-5)
 
 
 def test_parts_of_a_dropout_are_those_of_the_whole() -> None:
