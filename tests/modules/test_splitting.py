@@ -20,7 +20,7 @@ from speedlit.models.splitting import CutDropout, refuse
 from speedlit.modules.sft import SFTModule
 from speedlit.shares import nearest
 from speedlit.strategies import FSDP
-from tests.helpers import tiny_bert, tiny_qwen3
+from tests.helpers import tiny_bert, tiny_mistral, tiny_qwen3
 from tests.modules.recipes import KINDS, in_ranks
 from tests.modules.test_strategies import (  # noqa: F401 - root is a fixture
     FEW,
@@ -60,6 +60,18 @@ def case(root: Path, kind: str, adapter: str, strategy: Any = None, **over: Any)
     return settings
 
 
+def few(root: Path, name: str, strategy: Any = None) -> dict[str, Any]:  # noqa: F811
+    """Some steps of packed rows under a sliding window, of pairs that share their prompt, or in bfloat16."""
+    if name == "pairs":
+        settings = config(root, "preference", "LoRA", FEW, strategy)
+        settings["data"]["init_args"]["share_prefix"] = True
+        return settings
+    settings = config(root, "sft", "full", FEW, strategy, name=str(root / "mistral"))
+    settings["data"]["init_args"]["pack"] = name == "packed"
+    settings["trainer"]["precision"] = "bf16-mixed" if name == "narrow" else "32-true"
+    return settings
+
+
 def all_and_on(jobs: list[Job], rests: list[Job]) -> None:
     all_of(jobs)
     for settings, place in rests:
@@ -73,6 +85,9 @@ def test_two_processes_that_share_each_matrix_give_what_one_gives(root: Path, tm
     first, back = cases[0], tmp_path / "back"
     jobs = [(case(root, *which, TWO, steps=10 if which == first else STEPS), place) for which, place in split.items()]
     fit(case(root, *first, steps=10), back)
+    tiny_mistral(root / "mistral")
+    names = ("packed", "pairs", "narrow")
+    jobs += [(few(root, name, TWO), tmp_path / name) for name in names]
     assert in_ranks(2, all_and_on, jobs, [(case(root, *first, TWO), back)]) == [0, 0]
     go_on(case(root, *first), split[first])
     for which, place in split.items():
@@ -82,6 +97,10 @@ def test_two_processes_that_share_each_matrix_give_what_one_gives(root: Path, tm
         assert_same(alone, place)
         assert_unpacked(place)
     assert_same(tmp_path / "-".join((*first, "single")), back)
+    for name in names:
+        fit(few(root, name), tmp_path / f"{name}-single")
+        ours, theirs = ([loss for loss, _ in trace(place)] for place in (tmp_path / name, tmp_path / f"{name}-single"))
+        assert ours == pytest.approx(theirs, rel=2e-3 if name == "narrow" else 1e-5)
 
 
 def in_groups(root: Path, devices: int) -> dict[str, Any]:  # noqa: F811
