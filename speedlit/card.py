@@ -29,10 +29,15 @@ model, tokenizer = {auto}.from_pretrained("THIS_FOLDER"), AutoTokenizer.from_pre
 model = SentenceTransformer("THIS_FOLDER")
 queries = model.encode(["..."], prompt="{query}")  # put your task's instruction in place of the general one
 documents = model.encode(["..."])""",
+    "onnx": """import onnxruntime
+from transformers import AutoTokenizer
+tokenizer, session = AutoTokenizer.from_pretrained("THIS_FOLDER"), onnxruntime.InferenceSession("THIS_FOLDER/model.onnx")
+batch = tokenizer(["..."], padding=True, truncation=True, return_tensors="np")
+vectors = session.run(["sentence_embedding"], dict(batch))[0]  # finished; queries need their prompt in front""",
 }
 
 
-LIBRARY = {"adapter": "peft", "merged": "transformers", "sentence-transformers": "sentence-transformers"}
+LIBRARY = {"adapter": "peft", "merged": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
 SCORES = "results"  # what mteb calls the folder below an output folder
 
 
@@ -90,7 +95,7 @@ def _header(form: str, info: Mapping[str, Any], licence: str | None, scores: lis
     header: dict[str, Any] = {
         "license": licence, "library_name": LIBRARY[form], "pipeline_tag": "sentence-similarity" if embeds else "text-generation", "language": None,
         "base_model": name, "base_model_relation": relation if name else None,
-        "tags": ["speedlit", "synthetic-data", *(["sentence-transformers", "feature-extraction", "mteb"] if embeds else [])],
+        "tags": ["speedlit", "synthetic-data", *(["onnx" if form == "onnx" else "sentence-transformers", "feature-extraction", "mteb"] if embeds else [])],
     }  # fmt: skip
     if scores:
         header["model-index"] = [{"name": "speedlit", "results": [row for found in scores for row in _index(found)]}]
@@ -144,7 +149,9 @@ def _use(form: str, info: Mapping[str, Any], decoder: bool, lowest: float, targe
         length = "normalised" if tokens.normalize else "not normalised"
         lines.append(f"Pooling: {tokens.pooling}, {length}, at most {tokens.max_length} tokens.")
         lines.append(f"Queries read as {tokens.query_template!r}, documents as {tokens.document_template!r}.")
-        if (target / "modules.json").is_file():
+        if form == "onnx":
+            lines.append("Pooling and normalisation are part of the graph; `config_sentence_transformers.json` has the prompt of each task.")
+        elif (target / "modules.json").is_file():
             lines.append("sentence-transformers and mteb find pooling, length and the prompt of each task in this folder.")
             if (target / "both_ways.py").is_file():
                 lines.append("They need `trust_remote_code=True`: `both_ways.py` makes the base attend in both directions. Without code: export it as merged.")

@@ -1,4 +1,4 @@
-"""A trained model for other libraries: an adapter, a merged Hugging Face folder, or a sentence-transformers folder.
+"""A trained model for other libraries: an adapter, a merged Hugging Face folder, a sentence-transformers folder, or an ONNX graph.
 
 What is written is loaded again in a fresh process, through the library it is meant for and without any code of ours, and
 must give the same token ids and the same vectors for 32 texts; else it is removed. A model that scores differently
@@ -22,11 +22,13 @@ import numpy as np
 
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.files import read_json, remove, write_json
+from speedlit.onnx_export import check_onnx, write_graph
 
 if TYPE_CHECKING:
     from speedlit.models.folder import Loaded
 
-FORMATS = ("adapter", "merged", "sentence-transformers")
+FORMATS = ("adapter", "merged", "sentence-transformers", "onnx")
+VECTORS = ("sentence-transformers", "onnx")  # formats that give finished embeddings, and so are for embedders alone
 POOLING = {"last": "lasttoken", "mean": "mean_tokens", "weighted_mean": "weightedmean_tokens", "cls": "cls_token"}
 GENERIC = "Given a query, retrieve relevant text"
 BENCHMARKS = ("MTEB(eng, v2)", "MTEB(eng, v1)")  # whose tasks' instructions travel with an embedder
@@ -41,7 +43,7 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32", licenc
     Args:
         source: a model folder, the folder of a fit (which holds one as ``model``), or a checkpoint of a fit, a file or a folder of shares.
         target: a folder that does not exist yet or is empty.
-        form: ``adapter`` (peft), ``merged`` (Hugging Face) or ``sentence-transformers``.
+        form: ``adapter`` (peft), ``merged`` (Hugging Face), ``sentence-transformers`` or ``onnx`` (onnxruntime).
         dtype: of the stored weights: float32, bfloat16 or float16. Merging is done in float32 whatever this says.
         licence: for the model card, as the hub writes it (``apache-2.0``).
         results: folder that ``speedlit evaluate --output`` wrote; scores of this very model go into the card. Default: those of its run.
@@ -57,6 +59,8 @@ def export(source: Path, target: Path, form: str, dtype: str = "float32", licenc
         raise UsageError(f"unknown format {form!r}: use {', '.join(FORMATS)}")
     if dtype not in COSINE:
         raise UsageError(f"unknown dtype {dtype!r}: use {', '.join(COSINE)}")
+    if form == "onnx":
+        check_onnx(dtype)
     free_target(target)
     from speedlit.models.unpack import unpacked
 
@@ -114,17 +118,22 @@ def _write(source: Path, target: Path, form: str, dtype: str, info: dict[str, An
     """Write the export; returns the texts with the token ids and vectors it must reproduce."""
     from speedlit.models.folder import load_folder
 
-    if form == "sentence-transformers" and info.get("role") != "embedder":
-        raise UsageError(f"{source} is a generator: the sentence-transformers format is for embedders; use adapter or merged")
+    if form in VECTORS and info.get("role") != "embedder":
+        raise UsageError(f"{source} is a generator: the {form} format is for embedders; use adapter or merged")
     loaded = load_folder(source)
     expected = _expected(loaded, info, form)
     write_tokenizer(loaded, target, info)
     if form == "sentence-transformers" or scores_elsewhere(loaded, info):
-        _write_modules(loaded, target, form == "adapter" and both_ways(loaded))
+        _write_prompts(loaded.tokens, target)
+        if form != "onnx":
+            _write_modules(loaded, target, form == "adapter" and both_ways(loaded))
     if form == "adapter":
         _write_adapter(source, target, info)
         return expected
-    _write_merged(loaded, target, dtype)
+    if form == "onnx":
+        write_graph(loaded, target)
+    else:
+        _write_merged(loaded, target, dtype)
     if info.get("role") != "embedder":
         _write_generation(loaded, target)
     merged = {**info, "base": ".", "adapters": [], "exported": {"from": info.get("base"), "dtype": dtype}}
@@ -228,7 +237,7 @@ def both_ways(loaded: Loaded) -> bool:
 
 
 def _write_modules(loaded: Loaded, target: Path, switched: bool) -> None:
-    """The files by which sentence-transformers, and so mteb, knows pooling, normalisation, length and prompts.
+    """The files by which sentence-transformers, and so mteb, knows pooling, normalisation and length.
 
     An adapter loads its base by the base's config. Where that one is causal and the adapter is not (``switched``), the switch is a module of a
     few lines in the folder: sentence-transformers reads it with ``trust_remote_code=True``, and says so without.
@@ -248,6 +257,9 @@ def _write_modules(loaded: Loaded, target: Path, switched: bool) -> None:
     if tokens.normalize:
         (target / "2_Normalize").mkdir(exist_ok=True)
     write_json(target / "sentence_bert_config.json", length)
+
+
+def _write_prompts(tokens: Any, target: Path) -> None:
     named = {**prompts(tokens), **task_prompts(tokens)}
     write_json(target / "config_sentence_transformers.json", {"prompts": named, "default_prompt_name": None, "similarity_fn_name": "cosine"})
 
@@ -341,7 +353,7 @@ def _expected(loaded: Loaded, info: dict[str, Any], form: str) -> dict[str, Any]
         for row in ids:
             batch = torch.tensor([row])
             mask = torch.ones_like(batch)
-            if form == "sentence-transformers":
+            if form in VECTORS:
                 vector = loaded.embed(batch, mask)[0]
             elif info.get("role") == "embedder":
                 vector = loaded.model(input_ids=batch, attention_mask=mask).last_hidden_state[0].mean(0)

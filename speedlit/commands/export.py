@@ -13,6 +13,7 @@ EPILOG = """formats:
   merged                 full weights, for transformers
   chat-template          a generator's prompt as a Jinja file, for a server of chat messages: vllm serve --chat-template FILE
   sentence-transformers  full weights with pooling, normalisation, prompts and token rules, for sentence-transformers and mteb
+  onnx                   an embedder with pooling and normalisation as one graph, for onnxruntime (pip install 'speedlit[onnx]')
 
 A generator is exported as merged: `vllm serve DIR` and `transformers serve DIR` then use its prompt template and its ends as they are.
 The model card takes recipe, lineage, cost and scores from the run that the model lies in; --results names other scores.
@@ -40,7 +41,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("model", help="model folder, folder of a fit, or one of its checkpoints (file or folder)")
     parser.add_argument("--to", required=True, metavar="DIR", help="new folder (chat-template: file)")
-    parser.add_argument("--format", default="sentence-transformers", help="adapter, merged, chat-template or sentence-transformers (default)")
+    parser.add_argument("--format", default="sentence-transformers", help="adapter, merged, chat-template, onnx or sentence-transformers (default)")
     parser.add_argument("--dtype", default="float32", help="of the stored weights: float32 (default), bfloat16 or float16")
     parser.add_argument("--license", help="for the model card, as the hub writes it: apache-2.0, mit, llama3 ...")
     parser.add_argument("--results", metavar="DIR", help="what `speedlit evaluate --output` wrote: scores for the model card")

@@ -31,6 +31,23 @@ def sentence_transformer(question: dict[str, Any]) -> Callable[[str], Answer]:
     return answer
 
 
+def onnx(question: dict[str, Any]) -> Callable[[str], Answer]:
+    """Documents through onnxruntime, each between a shorter and a longer one: padding must change nothing."""
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    folder = question["folder"]
+    session = onnxruntime.InferenceSession(os.path.join(folder, "model.onnx"), providers=["CPUExecutionProvider"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def answer(text: str) -> Answer:
+        batch = dict(tokenizer(["a", text, text + " and some words more"], truncation=True, padding=True, return_tensors="np"))
+        ids = batch["input_ids"][1][batch["attention_mask"][1] == 1]
+        return ids.tolist(), session.run(["sentence_embedding"], batch)[0][1]
+
+    return answer
+
+
 def hugging_face(question: dict[str, Any]) -> Callable[[str], Answer]:
     """The last hidden states' mean, or the logits behind the last token, through ``AutoModel`` (and peft for an adapter)."""
     import torch
@@ -65,7 +82,7 @@ def main(path: str) -> None:
 
     with open(path, encoding="utf-8") as stream:
         question = json.load(stream)
-    answer = (sentence_transformer if question["form"] == "sentence-transformers" else hugging_face)(question)
+    answer = {"sentence-transformers": sentence_transformer, "onnx": onnx}.get(question["form"], hugging_face)(question)
     found = [answer(text) for text in question["texts"]]
     ids = [number for row, _ in found for number in row]
     np.savez(question["output"], ids=ids, sizes=[len(row) for row, _ in found], vectors=np.stack([vector for _, vector in found]).astype(np.float64))

@@ -203,7 +203,8 @@ def check_weights(place: str) -> None:
     """
     folder = Path(place)
     if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHTS):
-        raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it")
+        instead = "; it is an ONNX export, for onnxruntime: name the folder that was exported" if (folder / "model.onnx").is_file() else ""
+        raise UsageError(f"model folder {place} has no weights: none of {', '.join(WEIGHTS[:2])} is in it{instead}")
 
 
 def load_weights(place: str, head: bool, backbone: Backbone, quantization: Any = None) -> Any:

@@ -36,7 +36,7 @@ def picked(mask: torch.Tensor, how: str) -> tuple[torch.Tensor, torch.Tensor] | 
     if how not in ("last", "cls"):
         return None
     weights = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device) if how == "last" else mask.to(torch.int)
-    return torch.arange(len(mask), device=mask.device), weights.argmax(1)
+    return torch.arange(mask.shape[0], device=mask.device), weights.argmax(1)  # len(mask) would be a constant in an exported graph
 
 
 def _average(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ OK, MEAGRE, BAD = "ok", "--", "!!"  # there; not there or slow, which only some 
 LITTLE_DISK, LITTLE_SHM = 2e9, 256e6
 EXTRAS = (
     ("xgrammar", "sampling.structured: pip install 'speedlit[structured]'"),
+    ("onnxruntime", "export --format onnx: pip install 'speedlit[onnx]'"),
     ("sentence_transformers", "proving exported folders: pip install sentence-transformers"),
     ("tensorboard", "looking at the curves in runs/fit/curves: pip install tensorboard"),
 )

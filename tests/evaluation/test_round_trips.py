@@ -29,6 +29,7 @@ SHAPES = {
     "bert": (tiny_bert, "bidirectional", TokenContract(pooling="mean", max_length=48, query_template="{text}")),
 }
 ADAPTERS = {"lora": LoRA(r=2, alpha=4), "qlora": QLoRA(r=2, alpha=4, compute="float32", storage="float32"), "full": None}
+FORMATS = tuple(form for form in exporting.FORMATS if form != "onnx")  # which test_onnx.py has
 RELOAD = Path(exporting.__file__).parent / "evaluation" / "reload.py"
 
 
@@ -60,9 +61,9 @@ def exports(tmp_path_factory):
         for shape in SHAPES:
             for way in ADAPTERS:
                 model = train(root, shape, way)
-                for form in exporting.FORMATS:
+                for form in FORMATS:
                     name = f"{shape}-{way}/{form}"
-                    if (way, form) == ("full", "adapter"):
+                    if (way, form) == ("full", "adapter"):  # four of the 36 combinations: there is no adapter to export
                         with pytest.raises(UsageError, match="holds full weights and no adapter: export it as merged or sentence-transformers"):
                             exporting.export(model, root / name, form)
                         continue
@@ -116,7 +117,7 @@ def test_mteb_run_gives_the_same_score(exports):
     scores = set()
     for model in sorted({name.split("/")[0] for name in asked}):
         ours = evaluate(open_encoder(root / model / "fit"), tasks)["STSBenchmark"]
-        for form in exporting.FORMATS:
+        for form in FORMATS:
             if f"{model}/{form}" not in asked:
                 continue
             (file,) = (here / "results" / "results" / f"{model}__{form}").rglob("STSBenchmark.json")
