@@ -17,7 +17,8 @@ EPILOG = """examples:
   speedlit evaluate sentence-transformers/all-MiniLM-L6-v2 --tasks "MTEB(eng, v2)" --output results
 
 --data DIR holds a tasks.json: rows such as {"folder": "SciFact", "task": "SciFact"} (a registered task with a local copy) or
-{"folder": "MySet", "type": "Retrieval", "prompt": {"query": "..."}} (a task of your own).
+{"folder": "MySet", "type": "Retrieval", "prompt": {"query": "..."}} (a task of your own, in which an empty text is a mistake, and so is
+one of 100,000 characters that the model would cut, unless its row says "allow": ["empty", "long"]; registered tasks are scored as mteb does).
 With --output, finished tasks are not run again: results are filed under a hash of the model's files.
 Under torchrun or srun the ranks share the texts out; --device cuda gives each its own GPU."""
 
@@ -65,6 +66,7 @@ def run(argv: list[str]) -> int:
     quiet_libraries()
     from speedlit.evaluation import ranks
     from speedlit.evaluation.folders import check_model, open_encoder, read_instructions
+    from speedlit.evaluation.readable import check_lengths
     from speedlit.evaluation.run import evaluate
     from speedlit.evaluation.tasks import load_tasks
 
@@ -76,6 +78,7 @@ def run(argv: list[str]) -> int:
     failures: dict[str, str] = {}
     with ranks.joined(known.device) as device:
         encoder = open_encoder(known.path, pooling=known.pooling, max_length=known.max_length, device=device, dtype=known.dtype, **options)
+        check_lengths(encoder, tasks)
         scores = evaluate(encoder, tasks, output=Path(known.output) if known.output else None, failed=failures.__setitem__, progress=True)
         first = ranks.number() == 0
     kinds = {task.metadata.name: (task.metadata.type, task.metadata.main_score) for task in tasks}

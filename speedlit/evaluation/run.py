@@ -21,6 +21,7 @@ import numpy as np
 from speedlit.errors import SpeedlitError
 from speedlit.evaluation import ranks
 from speedlit.evaluation.encoder import Encoder
+from speedlit.evaluation.readable import too_long
 from speedlit.evaluation.state import same_randomness
 from speedlit.progress import Progress
 
@@ -95,6 +96,8 @@ def _run(encoder: Encoder, task: AbsTask, output: Path | None, resume: bool) -> 
     kept = ranks.agreed(kept)
     if kept is not None:
         return float(kept)
+    if reason := too_long(encoder, task):
+        return reason
     options: EncodeKwargs = {"show_progress_bar": False, "batch_size": 256}  # the size of mteb's loader, not of a forward pass
     result = mteb.evaluate(encoder, [_fresh(task)], cache=None, co2_tracker=False, raise_error=False, show_progress_bar=False, encode_kwargs=options)
     reasons = ranks.everyone((str(result.exceptions[0].exception) or "no reason given") if result.exceptions else None)

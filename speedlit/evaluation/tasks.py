@@ -2,9 +2,10 @@
 
 A folder holds ``tasks.json``, a list of rows; each row is a registered task with a local copy of its data
 (``{"folder": "SciFact", "task": "SciFact"}``) or a task of one's own
-(``{"folder": "MySet", "type": "Retrieval", "prompt": "..." or {"query": "..."}}``, optionally ``main_score``, ``splits``
-and ``attributes`` of the mteb base class). Data are JSON lines, one file per split; retrieval and reranking sets have
-``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.jsonl`` (or what the YAML header of their README.md names).
+(``{"folder": "MySet", "type": "Retrieval", "prompt": "..." or {"query": "..."}}``, optionally ``main_score``, ``splits``,
+``attributes`` of the mteb base class, and ``allow``: what else would be refused, ``["empty", "long"]`` texts). Data are JSON
+lines, one file per split; retrieval and reranking sets have ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.jsonl`` (or
+what the YAML header of their README.md names).
 
 Data are read into memory here rather than through a cache on disk, which keys files by time and size and can hand back
 old rows. mteb's metadata are class attributes: every task gets a copy of its own, so nothing leaks between tasks.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from speedlit.errors import SpeedlitError, UsageError
+from speedlit.evaluation.readable import ALLOWED, Look
 from speedlit.evaluation.state import same_randomness
 from speedlit.files import read_json, read_jsonl
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskCategory
 
 SUBSETS = Path(__file__).resolve().parent.parent / "configs" / "eval"
-ROW_KEYS = {"folder", "task", "type", "name", "prompt", "main_score", "splits", "attributes"}
+ROW_KEYS = {"folder", "task", "type", "name", "prompt", "main_score", "splits", "attributes", "allow"}
 SEARCH_COLUMNS = {
     "corpus": {"_id", "text"},
     "queries": {"_id", "text"},
@@ -70,7 +72,7 @@ KINDS = {
 }
 
 
-TEXTS = {"text", "sentences", "sentence1", "sentence2"}
+NO_TEXTS = {"label_column_name", "score", "relevancy_column_name"}
 
 
 @same_randomness()  # making a task seeds all random generators
@@ -148,6 +150,9 @@ def _checked_row(row: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: row of {row['folder']} has the unknown key {sorted(unknown)[0]!r}; known keys: {', '.join(sorted(ROW_KEYS))}")
     if "type" in row and row["type"] not in KINDS:
         raise UsageError(f"{path}: row of {row['folder']} has the unknown type {row['type']!r}{_near(row['type'], KINDS)}; types: {', '.join(KINDS)}")
+    allowed = row.get("allow", [])
+    if not isinstance(allowed, list) or any(what not in ALLOWED for what in allowed) or (allowed and "task" in row):
+        raise UsageError(f"{path}: row of {row['folder']} has \"allow\": {allowed!r}; it is a list of {' and '.join(ALLOWED)}, for a set of your own")
     row.setdefault("name", row.get("task") or Path(row["folder"]).name)
     return row
 
@@ -192,8 +197,11 @@ def local_task(row: Mapping[str, Any], data: Path) -> AbsTask:
     folder = data / row["folder"]
     if not folder.is_dir():
         raise UsageError(f"{data / 'tasks.json'} names the folder {row['folder']!r}, but {folder} does not exist")
-    task = _registered(row, folder) if "task" in row else _own(row, folder)
-    _fill(task, folder)
+    if "task" in row:
+        return _fill(_registered(row, folder), folder, None)
+    look = Look(row.get("allow", ()))
+    task = _fill(_own(row, folder), folder, look)
+    task.long_texts = look.long  # type: ignore[attr-defined]  # a model will say which of them it cuts
     return task
 
 
@@ -235,8 +243,8 @@ def _own(row: Mapping[str, Any], folder: Path) -> AbsTask:
     return task
 
 
-def _fill(task: AbsTask, folder: Path) -> None:
-    """Read the data of a task into memory; tasks with a loader of their own are left to it."""
+def _fill(task: AbsTask, folder: Path, look: Look | None) -> AbsTask:
+    """Read the data of a task into memory, and look at its texts; tasks with a loader of their own are left to it."""
     from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 
     loader = type(task).load_data
@@ -245,17 +253,18 @@ def _fill(task: AbsTask, folder: Path) -> None:
             task.load_data()
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(f"{folder} is not a copy that mteb's {task.metadata.name} can read: {error}") from error
-        return
+        return task
     if isinstance(task, AbsTaskRetrieval):
-        task.dataset = {"default": {split: _search_split(folder, split) for split in task.eval_splits}}
+        task.dataset = {"default": {split: _search_split(folder, split, look) for split in task.eval_splits}}
     else:
         task.dataset = _splits(task, folder)
     task.dataset_transform()
     task.data_loaded = True
     if not isinstance(task, AbsTaskRetrieval):
-        _check_columns(task, task.dataset, folder)
+        _check_columns(task, task.dataset, folder, look)
         if isinstance(task, AbsTaskClassification):
             task.dataset = _numbered(task.dataset, task.label_column_name)
+    return task
 
 
 def _numbered(dataset: Any, column: str) -> Any:
@@ -271,12 +280,15 @@ def _splits(task: AbsTask, folder: Path) -> Any:
     from datasets import DatasetDict
 
     files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-    needed = [*task.eval_splits, *([task.train_split] if hasattr(task, "train_split") else [])]
-    for split in needed:
+    for split in _read_splits(task):
         if split not in files:
             found = ", ".join(files) or "no other split"
             raise UsageError(f"{folder} has no {split}.jsonl, which the {task.metadata.type} task {task.metadata.name} needs; it has {found}")
     return DatasetDict({split: _table(path) for split, path in files.items()})
+
+
+def _read_splits(task: AbsTask) -> list[str]:
+    return [*task.eval_splits, *([task.train_split] if hasattr(task, "train_split") else [])]
 
 
 def _table(path: Path) -> Any:
@@ -298,43 +310,53 @@ def _require(path: Path, present: Iterable[str], needed: Iterable[str], what: st
         raise UsageError(f"{path} lacks the column {missing[0]!r} that {what} needs; it has: {', '.join(present)}")
 
 
-def _check_columns(task: AbsTask, tables: Any, folder: Path) -> None:
-    """Refuse a table without the columns that the task reads, or with a hole in one of them."""
+def _check_columns(task: AbsTask, tables: Any, folder: Path, look: Look | None) -> None:
+    """Refuse a table without the columns that the task reads, or with a hole in one of them; look at its texts."""
     kind = KINDS.get(task.metadata.type)
     if kind is None:
         return
-    held = [getattr(task, name, name) for name in kind.columns]
-    needed = [column for part in held for column in ([part] if isinstance(part, str) else part)]
-    for split in task.eval_splits:
+    texts = _columns(task, (name for name in kind.columns if name not in NO_TEXTS))
+    needed = _columns(task, kind.columns)
+    for split in _read_splits(task):
         path, table = folder / f"{split}.jsonl", tables[split]
         _require(path, table.column_names, needed, f"the {task.metadata.type} task {task.metadata.name}")
         for column in needed:
             if table.data.column(column).null_count:
                 raise UsageError(f"{path}: some rows have no value for {column!r}")
-        for column in TEXTS & set(needed):
-            _check_texts(path, column, table)
+        for column in texts:
+            _check_texts(path, column, table, look)
         if task.metadata.type == "STS" and table.features["score"].dtype == "string":
             raise UsageError(f"{path}: the column 'score' holds texts; scores are numbers")
 
 
-def _check_texts(path: Path, column: str, table: Any) -> None:
+def _columns(task: AbsTask, names: Iterable[str]) -> list[str]:
+    """Columns by their own names, or by those of attributes that hold one name or several."""
+    return [column for name in names for part in [getattr(task, name, name)] for column in ([part] if isinstance(part, str) else part)]
+
+
+def _check_texts(path: Path, column: str, table: Any, look: Look | None) -> None:
     """Refuse a column of texts that holds something else, or nothing: single empty texts do occur in published sets."""
     kind = getattr(table.features[column], "dtype", "list")
     if kind not in ("string", "large_string", "list"):
         raise UsageError(f"{path}: the column {column!r} holds {kind}, not texts")
     if kind != "list" and not any(text.strip() for text in table[column]):
         raise UsageError(f"{path}: every text of the column {column!r} is empty")
+    if look is not None:
+        for number, value in enumerate(table[column], 1):
+            for text in value if isinstance(value, list) else [value]:
+                look.at(path, number, column, text)
 
 
-def _search_split(folder: Path, split: str) -> RetrievalSplitData:
+def _search_split(folder: Path, split: str, look: Look | None) -> RetrievalSplitData:
     """Corpus, queries with judgements, judgements, and (reranking) candidates of one split, as mteb wants them."""
     parts = _search_parts(folder)
     judged = _search_part(folder, parts, "default", split)
     relevant: dict[str, dict[str, int]] = {}
     for row in judged:
         relevant.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row["score"])
-    corpus = [{"title": "", **row, "_id": str(row["_id"])} for row in _search_part(folder, parts, "corpus", split)]
-    queries = [{"_id": str(row["_id"]), "text": row["text"]} for row in _search_part(folder, parts, "queries", split) if str(row["_id"]) in relevant]
+    corpus = [{"title": "", **row, "_id": str(row["_id"])} for row in _search_part(folder, parts, "corpus", split, look)]
+    asked = _search_part(folder, parts, "queries", split, look)
+    queries = [{"_id": str(row["_id"]), "text": row["text"]} for row in asked if str(row["_id"]) in relevant]
     _check_ids(folder, relevant, {row["_id"] for row in queries}, {row["_id"] for row in corpus})
     ranked = None
     if "top_ranked" in parts:
@@ -376,7 +398,9 @@ def _header_files(folder: Path, entries: Any) -> dict[str, list[Path]]:
     return {split: [path for pattern in patterns for path in (sorted(folder.glob(pattern)) or [folder / pattern])] for split, patterns in listed.items()}
 
 
-def _search_part(folder: Path, parts: Mapping[str, Mapping[str, list[Path]]], part: str, split: str) -> list[dict[str, Any]]:
+def _search_part(
+    folder: Path, parts: Mapping[str, Mapping[str, list[Path]]], part: str, split: str, look: Look | None = None
+) -> list[dict[str, Any]]:
     """The rows of one part: those of the split where there are several, else of its only file."""
     splits = parts.get(part, {})
     names = {"default": f"qrels/{split}.jsonl"}.get(part, f"{part}.jsonl")
@@ -384,8 +408,10 @@ def _search_part(folder: Path, parts: Mapping[str, Mapping[str, list[Path]]], pa
         raise UsageError(f"{folder} has no {names}: a retrieval set needs corpus.jsonl, queries.jsonl and qrels/{split}.jsonl")
     rows: list[dict[str, Any]] = []
     for path in splits.get(split) or next(iter(splits.values())):
-        for row in read_jsonl(path):
+        for number, row in enumerate(read_jsonl(path), 1):
             _require(path, row, SEARCH_COLUMNS[part], f"the {part.replace('default', 'judgements')} of a retrieval set")
+            if look is not None:
+                look.at(path, number, "text", " ".join(str(row.get(name) or "") for name in ("title", "text")))  # as mteb joins them
             rows.append(row)
     if not rows:
         raise SpeedlitError(f"{folder}: {names} is empty")

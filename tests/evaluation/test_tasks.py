@@ -1,11 +1,13 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from speedlit.cli import main
 from speedlit.errors import SpeedlitError, UsageError
 from speedlit.evaluation.run import evaluate
 from speedlit.evaluation.tasks import load_tasks, split_names
@@ -123,6 +125,7 @@ def test_errors_about_names(sets, tmp_path):
         ({"colour": 1}, "unknown key 'colour'"),
         ({"task": "SciFact"}, "either `task`"),
         ({"attributes": {"n_experimnts": 1}}, "attribute 'n_experimnts'"),
+        ({"allow": ["emtpy"]}, "row of Cls has \"allow\": .'emtpy'.; it is a list of empty and long, for a set of your own"),
     ],
 )
 def test_errors_in_the_list(sets, changes, words):
@@ -164,6 +167,67 @@ def test_columns_that_hold_something_else(sets, changes, words):
     jsonl(sets / "Sts" / "test.jsonl", [{"sentence1": "cat", "sentence2": "dog", "score": 1.0, **changes}] * 4)
     with pytest.raises(UsageError, match=words):
         load_tasks("Sts", sets)
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "words"),
+    [
+        ("Cls/train.jsonl", {"text": ""}, "Cls/train.jsonl, row 3: the text in the column 'text' is empty; write one, take the row out, or put"),
+        ("Clu/test.jsonl", {"sentences": " \n"}, "Clu/test.jsonl, row 3: the text in the column 'sentences' is empty"),
+        ("Sts/test.jsonl", {"sentence2": ""}, "Sts/test.jsonl, row 3: the text in the column 'sentence2' is empty"),
+        ("Sum/test.jsonl", {"machine_summaries": ["cat", "", "dog"]}, "Sum/test.jsonl, row 2: the text in the column 'machine_summaries' is empty"),
+        ("Ret/queries.jsonl", {"text": None}, "Ret/queries.jsonl, row 3: the text in the column 'text' is empty"),
+        ("Rer/corpus.jsonl", {"text": "", "title": " "}, "Rer/corpus.jsonl, row 3: .* is empty.*put \"allow\": .\"empty\". into the set's row of tasks.json"),
+    ],
+)
+def test_an_empty_text_in_a_set_of_ones_own_is_named_by_file_row_and_column(sets, path, changes, words):
+    name = path.split("/")[0]
+    change_row(sets / path, 1 if name == "Sum" else 2, **changes)
+    with pytest.raises(UsageError, match=words):
+        load_tasks(name, sets)
+    if name != "Sum":  # one of whose texts' means is no number then
+        allow(sets, name, ["empty"])
+        assert list(evaluate(bag_of_words(), load_tasks(name, sets))) == [name]
+
+
+def test_a_document_with_a_title_alone_is_not_empty(sets):
+    change_row(sets / "Ret" / "corpus.jsonl", 2, title="cat red", text="")
+    assert load_tasks("Ret", sets)
+
+
+@pytest.mark.parametrize("path", ["Sts/test.jsonl", "Ret/corpus.jsonl"])
+def test_a_text_that_a_model_would_cut_to_a_fraction_is_told_with_what_is_read_of_it(sets, path, minilm, capsys):
+    name, column = path.split("/")[0], "sentence1" if path.startswith("Sts") else "text"
+    change_row(sets / path, 2, **{column: "cat red " * 12_500})
+    words = ["evaluate", f"package:{minilm.parent.name}/model", "--data", str(sets), "--tasks", name, "--pooling", "mean"]
+    assert main([*words, "--max-length", "64"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{path}, row 3: the text in the column '{column}' has 100,00" in error
+    assert "(25,000 tokens), of which the model would read 64 tokens, about the first 256 characters; cut or split it, or put" in error
+    with pytest.raises(SpeedlitError, match=f"task {name} failed: .*row 3"):  # as the callback meets it
+        evaluate(bag_of_words(), load_tasks(name, sets))
+    far = bag_of_words()
+    far.tokens = replace(far.tokens, max_length=30_000)
+    assert list(evaluate(far, load_tasks(name, sets))) == [name], "a model that reads all of it has nothing against it"
+    allow(sets, name, ["long"])
+    assert main([*words, "--max-length", "64"]) == 0
+
+
+def test_published_sets_are_scored_with_the_empty_and_long_texts_they_have(sets):
+    change_row(sets / "Sts" / "test.jsonl", 2, sentence1="", sentence2="cat red " * 12_500)
+    (sets / "tasks.json").write_text(json.dumps([{"folder": "Sts", "task": "STSBenchmark"}]))
+    assert list(evaluate(bag_of_words(), load_tasks(None, sets))) == ["STSBenchmark"]
+
+
+def change_row(path, number, **changes):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[number].update(changes)
+    jsonl(path, rows)
+
+
+def allow(root, name, what):
+    rows = json.loads((root / "tasks.json").read_text())
+    (root / "tasks.json").write_text(json.dumps([{**row, "allow": what} if row["folder"] == name else row for row in rows]))
 
 
 def test_a_score_that_is_no_number_is_a_failure(sets):
