@@ -126,6 +126,28 @@ def test_kill_9_in_the_middle_then_the_same_result(scaled: tuple[Path, dict[str,
     assert len(after) == 6
 
 
+@pytest.mark.parametrize("kind", ["ablation", "cross-model"])
+def test_kill_9_in_the_studies_of_variants_then_the_same_result(kind: str, finished: Path, tmp_path: Path) -> None:
+    backbones = [{"name": found_base(finished)}, {"name": "untrained:bert"}, {"name": f"half:{found_base(finished)}"}]
+    whole, root = copied(finished, tmp_path / "whole"), copied(finished, tmp_path / "killed")
+    expected = study(kind, at(finished, whole, seeds=1, backbones=backbones))
+    settings = at(finished, root, seeds=1, backbones=backbones)
+    child = multiprocessing.get_context("fork").Process(target=study, args=(kind, settings))
+    child.start()
+    wait(lambda: bool(marks(root)))
+    os.kill(int(child.pid or 0), signal.SIGKILL)
+    child.join()
+    done = marks(root)
+    assert 1 <= len(done) < 3
+    assert not (root / "study" / kind / "summary.json").exists()
+    found = study(kind, settings)
+    assert [(cell["variant"], cell["score"]) for cell in found["cells"]] == [(cell["variant"], cell["score"]) for cell in expected["cells"]]
+    assert found["variants"] == expected["variants"]
+    after = marks(root)
+    assert {path: after[path] for path in done} == done
+    assert set(after) == set(marks(whole)) and len(after) == 3
+
+
 def test_damage_is_named_with_what_mends_it(scaled: tuple[Path, dict[str, object]], finished: Path, tmp_path: Path) -> None:
     root = copied(scaled[0], tmp_path)
     cell = root / next(iter(marks(root)))
