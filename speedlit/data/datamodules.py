@@ -23,7 +23,6 @@ from speedlit.progress import say
 from speedlit.strategies import data_ranks
 
 OVERHEAD = {"cpu": 128, "cuda": 4096}  # tokens that one more pass is worth: a GPU wants large passes
-MICRO_TOKENS = {"cpu": 1536, "cuda": None}  # larger passes are no faster on a CPU and need more memory (docs/benchmarks.md)
 
 
 class ShardData(L.LightningDataModule):
@@ -31,6 +30,8 @@ class ShardData(L.LightningDataModule):
 
     shape = ""
     encode: Encode
+
+    cpu_tokens = 1536  # padded tokens of a pass on a CPU: larger ones are no faster and need more memory (docs/benchmarks.md)
 
     def __init__(
         self,
@@ -99,10 +100,10 @@ class ShardData(L.LightningDataModule):
         samples = Samples(sets, type(self).encode, module.tokenizer, module.tokens)
         rank, world = data_ranks(trainer)
         gpu = trainer.strategy.root_device.type == "cuda"
-        device = "cuda" if gpu else "cpu"
+        device, most = ("cuda", None) if gpu else ("cpu", self.cpu_tokens)
         steps = Steps(
             samples, self.shape, self.batch_size, self.micro_batch, self.seed, rank, world, shuffle, shuffle and self.drop_last,
-            overhead=OVERHEAD[device], micro_tokens=self.micro_tokens or MICRO_TOKENS[device], layout=self.layout(samples) if shuffle else None, mix=mix,
+            overhead=OVERHEAD[device], micro_tokens=self.micro_tokens or most, layout=self.layout(samples) if shuffle else None, mix=mix,
         )  # fmt: skip
         return StepLoader(steps, self.workers, pin=gpu)
 
@@ -209,7 +210,7 @@ class PreferenceData(ShardData):
             such as 0.1 or 2) and cap (samples of an epoch at most).
         batch_size: pairs of an optimizer step over all ranks and micro-batches.
         micro_batch: pairs in one forward pass at most, a bound for memory; within it, a step is cut so that little is padding.
-        micro_tokens: padded tokens in one forward pass at most (a longer sample goes alone); null: 1,536 on a CPU, no bound on a GPU.
+        micro_tokens: padded tokens in one forward pass at most (a longer sample goes alone); null: 1,024 on a CPU, no bound on a GPU.
         workers: loader processes; the data don't depend on it.
         seed: of the batch plan; null: ``seed_everything``.
         validation: shard set for validation.
@@ -220,6 +221,8 @@ class PreferenceData(ShardData):
 
     shape = "preference"
     encode = staticmethod(collate.encode_preference)
+
+    cpu_tokens = 1024  # beside the policy a reference takes memory
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ clustering ...) carry it on both sides. Whether an instruction has any effect is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from speedlit.data.collate import pad_ids
 from speedlit.evaluation import ranks
 from speedlit.evaluation.state import evaluating, same_randomness
+from speedlit.models.threads import side_by_side
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -56,6 +58,7 @@ class Encoder:
         autocast: a dtype to compute in, such as torch.bfloat16; None keeps the model's own.
         spread: share the texts out over all ranks; every rank must then encode the same ones. False: this rank computes alone.
         together: how many neighbouring ranks compute each forward pass together, and so must have the same texts.
+        side_by_side: on a CPU, as many passes at a time as there are threads; the network must allow that (nothing in it may change).
     """
 
     def __init__(
@@ -73,11 +76,12 @@ class Encoder:
         autocast: torch.dtype | None = None,
         spread: bool = True,
         together: int = 1,
+        side_by_side: bool = False,
     ) -> None:
         self.model, self.embed, self.tokenizer, self.tokens = model, embed, tokenizer, tokens
         self.name, self.revision, self.token_budget = name, revision, token_budget
         self.instructions, self.instruct, self.autocast = dict(instructions or {}), instruct, autocast
-        self.spread, self.together = spread, together
+        self.spread, self.together, self.side_by_side = spread, together, side_by_side
         self._meta: ModelMeta | None = None
 
     def vectors(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
@@ -116,11 +120,16 @@ class Encoder:
         device = next(self.model.parameters()).device
         pad = self.tokenizer.pad_token_id
         out: np.ndarray | None = None
-        for place, chosen in enumerate([*own, *([own[-1][:1]] * idle)]):
+
+        def block_of(chosen: Sequence[int]) -> np.ndarray:
             input_ids, mask = pad_ids([ids[index] for index in chosen], 0 if pad is None else pad)
             with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                found = self.embed(input_ids.to(device), mask.to(device))
-            block = found.float().cpu().numpy()
+                return self.embed(input_ids.to(device), mask.to(device)).float().cpu().numpy()
+
+        passes = [*own, *([own[-1][:1]] * idle)]
+        jobs = [partial(block_of, chosen) for chosen in passes]
+        blocks = side_by_side(jobs) if self.side_by_side and device.type == "cpu" else (job() for job in jobs)
+        for place, (chosen, block) in enumerate(zip(passes, blocks, strict=True)):
             if out is None:
                 out = np.zeros((len(ids), block.shape[1]), dtype=np.float32)
             if place < len(own):

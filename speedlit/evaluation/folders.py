@@ -82,7 +82,7 @@ def open_encoder(
     if max_length is not None and places is not None and max_length > places:
         raise UsageError(f"--max-length is {max_length}, but {path} knows {places} positions; give at most that many tokens")
     loaded.model.to(device)
-    speed_up_bert(loaded.model)
+    options.setdefault("side_by_side", speed_up_bert(loaded.model) > 0)
     return Encoder(loaded.model, loaded.embed, loaded.tokenizer, loaded.tokens, **options)
 
 
@@ -157,7 +157,7 @@ def _foreign(path: str, max_length: int | None, device: str, dtype: torch.dtype,
         if error.filename or Path(path).exists():
             raise
         raise UsageError(f"{path}: there is no such folder, and as a hub id it can't be had; name a model folder, or check the id and the network") from error
-    speed_up_bert(model)
+    options.setdefault("side_by_side", speed_up_bert(model) > 0)
 
     def embed(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         vectors: torch.Tensor = model({"input_ids": input_ids, "attention_mask": mask})["sentence_embedding"]

@@ -24,10 +24,10 @@ class _Attention(torch.autograd.Function):
         out, kept = torch.empty_like(q), []
         for start, end, seen in _blocks(q.shape[1], k.shape[1], causal):
             scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2))
-            if causal:
+            if causal and mask is None:
                 scores[:, :, start:].add_(_corner(end - start, q))
             if mask is not None:
-                scores.view(len(mask), -1, end - start, seen).add_(mask[:, :, start:end])
+                scores.view(len(mask), -1, end - start, seen).add_(mask[:, :, start:end, :seen])
             weights = torch.softmax(scores, -1)
             out[:, start:end] = torch.bmm(weights, v[:, :seen])
             if any(ctx.needs_input_grad):
@@ -71,7 +71,10 @@ def _corner(size: int, like: torch.Tensor) -> torch.Tensor:
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, causal: bool = False, scale: float | None = None
 ) -> torch.Tensor:
-    """Attention over (B, H, T, D); ``mask`` is boolean (True: seen) or is added to the scores, (B or 1, 1 or H, T, T)."""
+    """Attention over (B, H, T, D); ``mask`` is boolean (True: seen) or is added to the scores, (B or 1, 1 or H, T, T).
+
+    With ``causal`` nothing sees what comes later, which a mask must say as well: only what lies before is computed.
+    """
     batch, heads, length, width = q.shape
     if mask is not None:
         lowest = torch.finfo(q.dtype).min
@@ -100,7 +103,9 @@ def interface(
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     groups = getattr(module, "num_key_value_groups", 1)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    out = attend(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, bool(causal) and attention_mask is None, scaling)
+    if attention_mask is not None:  # then the layer's word says nothing: a decoder that attends both ways is told by its config alone
+        causal = causal and getattr(getattr(module, "config", None), "is_causal", None) is not False
+    out = attend(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, bool(causal), scaling)
     return out.transpose(1, 2).contiguous(), None
 
 

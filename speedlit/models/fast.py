@@ -51,6 +51,9 @@ def speed_up(model: Any) -> int:
             layer.forward, layer.last = types.MethodType(_decoder_layer, layer), False
             layer.self_attn.forward = types.MethodType(_attention, layer.self_attn)
             count += 2
+            if type(layer.mlp).__module__ == kind.__module__ and layer.mlp.config.hidden_act == "silu":
+                layer.mlp.forward = types.MethodType(_mlp, layer.mlp)
+                count += 1
     for stack in model.modules():
         if stack.__class__.__module__ in FAMILIES and hasattr(stack, "layers"):
             stack.layers[-1].last = stack.trims = True
@@ -70,7 +73,8 @@ def frozen_cast(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         return weight.to(dtype)
     mark = (weight.data_ptr(), weight._version, dtype)
     if getattr(layer, "cast_mark", None) != mark:
-        layer.cast_mark, layer.cast_weight = mark, [weight.detach().to(dtype)]  # in a list: no buffer, no parameter
+        layer.cast_weight = [weight.detach().to(dtype)]  # in a list: no buffer, no parameter
+        layer.cast_mark = mark  # last: passes side by side may make the cast twice, but none reads it before it is there
     found: torch.Tensor = layer.cast_weight[0]
     return found
 
@@ -111,26 +115,69 @@ class _LoRALinear(torch.autograd.Function):
         return to_x, to_dropped, None, None, to_a, to_b, None
 
 
-def _linear(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Forward of a peft LoRA layer over a plain linear layer."""
-    base = layer.get_base_layer()
-    names = layer.active_adapters
+def _parts(layer: Any, x: torch.Tensor) -> tuple[Any, ...] | None:
+    """Weight, bias, A, B and scale of a peft LoRA layer as ``_LoRALinear`` takes them for ``x``, A None where no adapter is on; None: no plain layer."""
     dtype = mixed(x) or x.dtype
+    base, names = layer.get_base_layer(), layer.active_adapters
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-    if args or kwargs or layer.merged or not frozen or not (mixed(x) or x.dtype == base.weight.dtype):
-        return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
+    if layer.merged or not frozen or not (mixed(x) or x.dtype == base.weight.dtype):
+        return None
     weight, bias = frozen_cast(base, dtype), None if base.bias is None else base.bias.to(dtype)
     if layer.disable_adapters or not any(name in layer.lora_A for name in names):
-        return functional.linear(x.to(dtype), weight, bias)
+        return weight, bias, None, None, 1.0
     name = names[0]
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     if len(names) > 1 or name in layer.lora_variant or layer.lora_B[name].bias is not None or not (mixed(x) or x.dtype == a.dtype):
-        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
-    dropout = layer.lora_dropout[name]
-    x = x.to(dtype)
-    dropped = dropout(x) if layer.training and getattr(dropout, "p", 0) else None
-    out: torch.Tensor = _LoRALinear.apply(x, dropped, weight, bias, a, b, layer.scaling[name])
+        return None
+    return weight, bias, a, b, layer.scaling[name]
+
+
+def _dropout(layer: Any) -> Any:
+    """The dropout before a LoRA layer's update, or None where it does nothing."""
+    found = layer.lora_dropout[layer.active_adapters[0]]
+    return found if layer.training and getattr(found, "p", 0) else None
+
+
+def _linear(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Forward of a peft LoRA layer over a plain linear layer."""
+    parts = None if args or kwargs else _parts(layer, x)
+    if parts is None:
+        return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
+    weight, bias, a, b, scale = parts
+    x = x.to(weight.dtype)
+    if a is None:
+        return functional.linear(x, weight, bias)
+    dropout = _dropout(layer)
+    out: torch.Tensor = _LoRALinear.apply(x, None if dropout is None else dropout(x), weight, bias, a, b, scale)
     return out
+
+
+class _GatedLinear(torch.autograd.Function):
+    """A LoRA layer over silu(gate) up, a product that is made again in the backward pass: it and silu(gate) were a sixth of what a pass keeps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate: torch.Tensor, up: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        inner = functional.silu(gate).mul_(up).view(-1, gate.shape[-1])
+        low_a, low_b = a.to(gate.dtype), (b * scale).to(gate.dtype)
+        low = inner @ low_a.T
+        out = functional.linear(inner, weight, bias).addmm_(low, low_b.T)
+        ctx.save_for_backward(gate, up, low, weight, low_a, low_b)
+        ctx.scale = scale
+        return out.view(*gate.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gate, up, low, weight, low_a, low_b = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        back = grad @ low_b
+        to_inner = (grad @ weight).addmm_(back, low_a).view(gate.shape)
+        active = functional.silu(gate)
+        to_up = to_inner * active
+        inner = active.mul_(up).view(-1, gate.shape[-1])
+        to_a, to_b = (back.T @ inner).float(), (grad.T @ low).float() * ctx.scale
+        return torch.ops.aten.silu_backward(to_inner.mul_(up), gate), to_up, None, None, to_a, to_b, None
 
 
 # -- decoder layers of the Llama shape ----------------------------------------------------------------------------------
@@ -199,6 +246,16 @@ def _decoder_layer(layer: Any, hidden_states: torch.Tensor, wanted: tuple[torch.
     hidden_states = (hidden_states if trim is None else hidden_states[trim]) + attended
     hidden_states = hidden_states + layer.mlp(_normed(layer.post_attention_layernorm, hidden_states))
     return hidden_states if trim is None else hidden_states.new_zeros(shape).index_put(trim, hidden_states)
+
+
+def _mlp(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Forward of a gated feed-forward block."""
+    gate, up, down = layer.gate_proj(x), layer.up_proj(x), layer.down_proj
+    parts = _parts(down, gate) if getattr(down.forward, "__func__", None) is _linear else None
+    if parts is None or parts[2] is None or _dropout(down) is not None or not gate.dtype == up.dtype == parts[0].dtype:
+        return down(layer.act_fn(gate) * up)  # type: ignore[no-any-return]
+    out: torch.Tensor = _GatedLinear.apply(gate, up, *parts)
+    return out
 
 
 def _attention(

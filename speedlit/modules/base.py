@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from speedlit.losses.logprobs import token_logps
 from speedlit.models.adapter import LoRA, QLoRA, adapter_parameters
 from speedlit.models.allocator import keep_freed_memory
 from speedlit.models.backbone import Backbone, hidden_states, probe_attention
-from speedlit.models.fast import speed_up
+from speedlit.models.fast import FAMILIES, speed_up
 from speedlit.models.folder import save_folder
 from speedlit.models.masks import is_causal, packed_mask, probe_packing
 from speedlit.models.sharding import alike, average_gradients, clip, inside, most, shard
 from speedlit.models.slices import empty, fill, to_be_filled
 from speedlit.models.splitting import split
+from speedlit.models.threads import Gradients, add_gradients, lanes, side_by_side
 from speedlit.models.unpack import settings
 from speedlit.progress import say
 from speedlit.shares import whole
@@ -89,6 +91,7 @@ class SpeedModule(L.LightningModule):
 
     role = "generator"
     head = True
+    independent = False  # whether ``loss`` changes nothing, so that micro-batches may be computed side by side
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class SpeedModule(L.LightningModule):
         self.tokenizer = backbone.tokenizer()
         tokens.bos_id(self.tokenizer), tokens.eos_id(self.tokenizer)  # refuse now what can't work later
         self.model: Any = None
+        self.swift = False
         self.figures: dict[str, float] = {}
 
     # -- what a leaf defines --------------------------------------------------------------------------------------
@@ -158,7 +162,7 @@ class SpeedModule(L.LightningModule):
             model.requires_grad_(True)
         self.model = empty(self.adapter.apply(model) if self.adapter else model)
         if self.backbone.fast and self._trainer is not None and self.trainer.precision == "bf16-mixed" and not self.spread:
-            speed_up(self.model)
+            self.swift = speed_up(self.model) > 0 and type(getattr(self.model, "get_base_model", lambda: self.model)()).__module__ in FAMILIES
 
     def networks(self) -> list[Any]:
         """All networks whose weights are spread."""
@@ -220,6 +224,13 @@ class SpeedModule(L.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 4099 + rank)
         totals: Figures = {}
         micro = self.even(step["micro"])
+        if self.apart():
+            weights = [weight for weight in self.parameters() if weight.requires_grad]
+            for gradients, figures in side_by_side([partial(self.one_pass, batch, step, weights) for batch in micro]):
+                add_gradients(weights, gradients)
+                for name, value in figures.items():
+                    totals[name] = totals.get(name, 0) + value
+            return self.update(step, totals)
         for number, batch in enumerate(micro, 1):
             with self.synchronised(number == len(micro)):
                 loss, figures = self.loss(batch, step)
@@ -228,6 +239,21 @@ class SpeedModule(L.LightningModule):
             for name, value in {"loss": loss.detach(), **figures}.items():
                 totals[name] = totals.get(name, 0) + part * value.detach()
         self.update(step, totals)
+
+    def apart(self) -> bool:
+        """Whether passes may run side by side: a network with our own fast paths, on one process's CPU, drawing no random numbers."""
+        plain = self.independent and self.swift and not self.backbone.gradient_checkpointing  # which restores random states as it goes
+        return plain and self.device.type == "cpu" and self.trainer.world_size == 1 and lanes() > 1 and not self.has_dropout()
+
+    def one_pass(self, batch: Batch, step: Batch, weights: Sequence[torch.Tensor]) -> tuple[Gradients, Figures]:
+        """Gradients and figures of one micro-batch, changing nothing."""
+        loss, figures = self.loss(batch, step)
+        return torch.autograd.grad(loss, weights, allow_unused=True), {name: value.detach() for name, value in {"loss": loss, **figures}.items()}
+
+    def has_dropout(self) -> bool:
+        """Whether the network draws random numbers in training."""
+        parts = list(self.model.modules())
+        return any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in parts) or any(getattr(layer, "attention_dropout", 0) for layer in parts)
 
     def even(self, micro: list[Batch]) -> list[Batch]:
         """Where weights are spread, all ranks gather them equally often: those with fewer micro-batches repeat the last one without effect."""

@@ -6,7 +6,9 @@ import copy
 import hashlib
 import inspect
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from speedlit.losses.logprobs import row_sums
 from speedlit.losses.preference import LOSSES, Loss
 from speedlit.models.adapter import LoRA, QLoRA, keep_frozen, only_frozen
 from speedlit.models.backbone import Backbone
+from speedlit.models.threads import side_by_side
 from speedlit.modules.base import Batch, Figures, Schedule, SpeedModule, check_head, target_logps
 from speedlit.plugins import load, plugins
 
@@ -49,6 +52,8 @@ class DPOModule(SpeedModule):
             way over a base in 4 bits); copy (a frozen one); precomputed (one pass over the data before training, kept beside the shards:
             no copy is held, and from the second epoch on it saves time); null: adapter_off or frozen_adapter with an adapter, else copy.
     """
+
+    independent = True
 
     def __init__(
         self,
@@ -164,23 +169,41 @@ class DPOModule(SpeedModule):
         context: AbstractContextManager[Any] = only_frozen(self.model) if self.beside else self.model.disable_adapter()
         return context
 
-    @torch.no_grad()
-    def reference_logps(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the start model gives to the target tokens (N,), and which sequence each belongs to (N,)."""
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """The policy is the start model, without dropout and gradients."""
         if self.frozen is not None:
-            return target_logps(self.frozen, batch)
-        self.model.eval()  # no dropout in the reference
+            with torch.no_grad():
+                yield
+            return
+        self.model.eval()
         try:
-            with self.start_model():
-                return target_logps(self.model, batch)
+            with torch.no_grad(), self.start_model():
+                yield
         finally:
             self.model.train(self.training)
 
+    def sums(self, batch: Batch) -> torch.Tensor:
+        """Inside ``as_reference``: what the reference gives to each chosen and rejected completion (pairs, 2)."""
+        return by_pair(*target_logps(self.model if self.frozen is None else self.frozen, batch), len(batch["names"]))
+
     def reference_sums(self, batch: Batch) -> torch.Tensor:
-        """What the start model gives to each chosen and rejected completion (pairs, 2)."""
+        """What the reference gives to each chosen and rejected completion (pairs, 2), computed now unless it is known."""
         if self.precomputed is not None and self.training:
             return self.precomputed[batch["places"]]
-        return by_pair(*self.reference_logps(batch), len(batch["names"]))
+        if "reference" in batch:
+            known: torch.Tensor = batch["reference"]
+            return known
+        with self.as_reference():
+            return self.sums(batch)
+
+    def training_step(self, step: Batch, index: int) -> None:
+        """One optimizer step. Where passes run side by side, the reference's come first: it may be the policy with its adapter switched off."""
+        if self.compares and self.precomputed is None and self.apart():
+            with self.as_reference():
+                found = list(side_by_side([partial(self.sums, batch) for batch in step["micro"]]))
+            step = {**step, "micro": [{**batch, "reference": sums} for batch, sums in zip(step["micro"], found, strict=True)]}
+        super().training_step(step, index)
 
     def loss(self, batch: Batch, step: Batch) -> tuple[torch.Tensor, Figures]:
         """Preference term per pair of the step, plus the NLL term per chosen token of the step."""
@@ -212,13 +235,10 @@ class DPOModule(SpeedModule):
         if self.global_step == 0 and self.compares and self.trainer.world_size == 1:
             margin = float(totals["margin"])
             limit = 1e-4 if self.backbone.dtype == "float32" and "bf16" not in str(self.trainer.precision) else 0.5
-            dropout = self.adapter is None and self._has_dropout()
+            dropout = self.adapter is None and self.has_dropout()
             if math.isfinite(margin) and abs(margin) > limit and not dropout:
                 raise SpeedlitError(f"at step 0 policy and reference differ (margin {margin:.2g}): the reference is not the model that training starts from")
         super().update(step, totals)
-
-    def _has_dropout(self) -> bool:
-        return any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in self.model.modules())
 
 
 def by_pair(values: torch.Tensor, owners: torch.Tensor, pairs: int) -> torch.Tensor:

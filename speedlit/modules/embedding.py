@@ -18,6 +18,7 @@ from speedlit.models.backbone import Backbone, hidden_states
 from speedlit.models.memory import free_bytes, saved_bytes
 from speedlit.models.pooling import embed, picked
 from speedlit.models.sharding import most
+from speedlit.models.threads import passes
 from speedlit.modules.base import Batch, Figures, Schedule, SpeedModule
 
 COLDEST = 0.01  # a learned temperature doesn't fall below
@@ -53,6 +54,7 @@ class EmbeddingModule(SpeedModule):
 
     role = "embedder"
     head = False
+    independent = True
 
     def __init__(
         self,
@@ -115,7 +117,11 @@ class EmbeddingModule(SpeedModule):
         if self.spread:  # all ranks gather weights equally often; nothing reads the last one's repetitions
             chunks += [chunks[-1]] * (most(len(chunks), self.device) - len(chunks))
         again = self.computed_again(chunks)
-        parts = [checkpoint(self.embed, *chunk, use_reentrant=False) if i < again else self.embed(*chunk) for i, chunk in enumerate(chunks)]
+        if torch.is_grad_enabled() and self.apart():
+            weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+            parts = passes(self.embed, chunks, again, weights)
+        else:
+            parts = [checkpoint(self.embed, *chunk, use_reentrant=False) if i < again else self.embed(*chunk) for i, chunk in enumerate(chunks)]
         found = torch.cat(parts)[batch["order"]] * (batch["order"] >= 0)[:, None]
         count, slots = batch["texts"].shape
         return found[:count], found[count:].view(count, slots, -1)

@@ -13,6 +13,8 @@ from speedlit.modules.base import Batch, Figures, SpeedModule, check_head, targe
 class SFTModule(SpeedModule):
     """Cross entropy of the completion's tokens, the mean over all of the optimizer step."""
 
+    independent = True
+
     def on_fit_start(self) -> None:
         """Probes of the base, and of the head."""
         super().on_fit_start()

@@ -67,6 +67,19 @@ def test_fast_equals_plain(tmp_path: Path, kind: str, attend: str, padded: bool)
 
 
 @pytest.mark.parametrize("attend", ["causal", "bidirectional"])
+def test_rows_of_several_blocks(tmp_path: Path, attend: str) -> None:
+    """With a mask as well, a causal block computes only what comes before its end, and one that attends both ways computes all."""
+    plain = adapted(tmp_path, "llama", attend)
+    quick = copy.deepcopy(plain)
+    fast.speed_up(quick)
+    ids, mask = batch(2 * attention.BLOCK + 20, padded=True)
+    assert mask is not None
+    (_, grads), (_, rough), (_, others) = sums(plain, ids, mask.flip(1)), sums(plain, ids, mask.flip(1), mixed=True), sums(quick, ids, mask.flip(1), mixed=True)
+    error = lambda found: sum(float((found[n] - g).square().sum()) for n, g in grads.items()) ** 0.5  # noqa: E731
+    assert error(others) < 1.3 * error(rough)
+
+
+@pytest.mark.parametrize("attend", ["causal", "bidirectional"])
 def test_only_what_is_read_is_computed_in_the_last_layer(tmp_path: Path, attend: str) -> None:
     """The states that are asked for, and the gradients of all adapters, are those of the whole network; the others are left out."""
     plain = adapted(tmp_path, "llama", attend)
@@ -134,7 +147,7 @@ def test_the_head_is_not_touched(tmp_path: Path) -> None:
     assert attention.NAME not in (tmp_path / "config" / "config.json").read_text() + (tmp_path / "saved" / "adapter_config.json").read_text()
 
 
-@pytest.mark.parametrize("shape", ["causal", "full", "bool mask", "float mask"])
+@pytest.mark.parametrize("shape", ["causal", "full", "bool mask", "float mask", "causal float mask"])
 @pytest.mark.parametrize("length", [5, 400])
 def test_attention_equals_torch(shape: str, length: int) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -143,12 +156,13 @@ def test_attention_equals_torch(shape: str, length: int) -> None:
     if "mask" in shape:
         mask = torch.rand(2, 1, length, length, generator=generator) > 0.3
         mask |= torch.eye(length, dtype=torch.bool)
-    if shape == "float mask" and mask is not None:
+    if "float" in shape and mask is not None:
+        mask = mask.tril() if "causal" in shape else mask
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     found = []
-    for attend in (attention.attend, lambda q, k, v, m, c: scaled_dot_product_attention(q, k, v, m, is_causal=c)):
+    for attend in (attention.attend, lambda q, k, v, m, c: scaled_dot_product_attention(q, k, v, m, is_causal=c and m is None)):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        out = attend(*leaves, mask, shape == "causal")
+        out = attend(*leaves, mask, "causal" in shape)
         found.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
     for one, two in zip(*found, strict=True):
         assert torch.allclose(one, two, atol=1e-5)
