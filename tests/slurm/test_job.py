@@ -79,6 +79,20 @@ def test_a_figure_that_was_there_before_is_not_taken_for_the_result(tmp_path: Pa
         begin({"trainer": {"max_steps": 9}}, tmp_path)
 
 
+def test_the_ranks_of_every_job_meet_in_the_same_place(tmp_path: Path) -> None:
+    """The loop's jobs and the sbatch files, which are no part of an installed package, each have the lines that say where."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\n[ $2 = hostnames ] && printf 'n1\\nn2\\n' || echo NodeAddr=10.0.0.7 NodeHostName=n1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    files = [(Path(__file__).parents[2] / "scripts" / "slurm" / f"{name}.sbatch").read_text() for name in ("fit", "evaluate")]
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4000", "SLURM_JOB_NODELIST": "n[1-2]"}
+    for given, met in (({}, "10.0.0.7:20000"), ({"SLURM_RESTART_COUNT": "2"}, "10.0.0.7:20002"), ({"MASTER_ADDR": "h", "MASTER_PORT": "9"}, "h:9")):
+        for script in (*files, starting_ranks("log")):
+            said = [line for line in script.splitlines() if line.startswith(("first=", "address=", "export MASTER_"))]
+            assert len(said) == 4
+            lines = "\n".join([*said, 'printf %s "$MASTER_ADDR:$MASTER_PORT"'])
+            assert subprocess.run(["bash", "-uc", lines], env={**own, **given}, capture_output=True, text=True, check=True).stdout == met
+
+
 def test_the_words_that_start_ranks_survive_a_root_with_blanks(tmp_path: Path) -> None:
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho NodeAddr=10.0.0.7 NodeHostName=n1\n")
     (tmp_path / "scontrol").chmod(0o755)
