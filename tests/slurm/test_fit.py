@@ -23,12 +23,13 @@ def root(slurm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("slurm"))
 
 
-def submit(root: Path, place: Path, delay: float = 0.0) -> str:
-    """The id of a job of two nodes that trains eight steps; with ``delay`` each step takes so many seconds."""
+def submit(root: Path, place: Path, delay: float = 0.0, *more: str) -> str:
+    """The id of a job of two nodes that trains eight steps; with ``delay`` each takes one rank so many seconds, and the other two times that."""
     trainer = {"default_root_dir": str(place), "strategy": "ddp", "callbacks": [{"class_path": "tests.slurm.slow.Slow", "init_args": {"seconds": delay}}]}
     place.mkdir()
     (place / "fit.yaml").write_text(yaml.safe_dump({**recipe(root, "sft", trainer=trainer), "threads": 1}))
-    words = ["--nodes=2", "--ntasks-per-node=1", "--mem=500", f"--output={place}/job.log", "scripts/slurm/fit.sbatch", "--config", str(place / "fit.yaml")]
+    words = ["--nodes=2", "--ntasks-per-node=1", "--mem=500", f"--output={place}/job.log", *more, "scripts/slurm/fit.sbatch"]
+    words += ["--config", str(place / "fit.yaml")]
     own = {"SPEEDLIT": shlex.join([sys.executable, "-m", "speedlit"]), "SPEEDLIT_LOGS": str(place / "logs"), "OMP_NUM_THREADS": "1"}
     return call("sbatch", "--parsable", f"--chdir={REPOSITORY}", *words, PYTHONPATH=str(REPOSITORY), **own)
 
@@ -71,6 +72,34 @@ def test_a_preempted_job_goes_on_in_the_same_losses(root: Path, straight: str, n
     assert finished(place, job) == straight
     assert "and the job requeued" in said(place)
     assert "going on from" in said(place)
+
+
+def test_a_job_whose_time_runs_out_goes_on_in_the_same_losses(root: Path, straight: str) -> None:
+    """A minute, the least that Slurm knows, for steps that take a minute together; the signal comes 20 seconds before its end, or up to a minute earlier."""
+    place = root / "late"
+    job = submit(root, place, 3.0, "--time=1", "--signal=USR1@20")
+    assert "TimeLimit=00:01:00" in call("scontrol", "show", "job", job)
+    assert finished(place, job) == straight
+    assert "Restarts=0" not in call("scontrol", "show", "job", job)
+    assert "saved after step" in said(place) and "and the job requeued" in said(place)
+
+
+def test_a_job_that_loses_a_node_goes_on_in_the_same_losses(slurm: Path, root: Path, straight: str) -> None:
+    """The second node dies with all that runs on it, is taken out of service, and comes back later."""
+    place = root / "lost"
+    job = submit(root, place, delay=0.5)
+    wait_for(lambda: lines(place) >= 2, 90, "two steps are done", lambda: said(place))
+    rank = int((place / "pid-1").read_text())
+    step = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])  # its parent, Slurm's own process on that node
+    daemon = int((slurm / "slurmd.n2.pid").read_text())
+    for process in (daemon, step, rank):
+        os.kill(process, 9)
+    call("scontrol", "update", "nodename=n2", "state=down", "reason=dead")
+    wait_for(lambda: state(job) == "PENDING", 60, "the job is requeued", lambda: said(place))
+    call("slurmd", "-N", "n2")  # which registers it again, so that it is taken back into service
+    assert finished(place, job) == straight
+    assert "going on from" in said(place)
+    assert "Restarts=0" not in call("scontrol", "show", "job", job)
 
 
 def test_a_job_that_loses_a_rank_goes_on_in_the_same_losses(root: Path, straight: str) -> None:
