@@ -73,10 +73,13 @@ def test_an_array_of_eight_gives_the_records_of_one_process(config: Path, single
 
 
 def test_the_loop_as_a_chain_of_jobs(config: Path, single: Path) -> None:
+    """Submitted by speed.sh, followed by the command that it stands for."""
     root = config.parent / "chain"
     words = ["run", "--executor", "slurm", "--config", config, "--root", root, "--until", "seed"]
-    said = speedlit(*words, "--detach")
-    assert said.count("an array of 2 and what puts it together") == 2  # tasks, seed
+    own = {"SPEEDLIT": shlex.join([sys.executable, "-m", "speedlit"]), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([REPOSITORY / "scripts" / "slurm" / "speed.sh", *words[3:]], capture_output=True, text=True, env={**os.environ, **own}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("an array of 2 and what puts it together") == 2  # tasks, seed
     assert "seed: in the queue as job" in (said := speedlit(*words)), said
     assert "[ 3/15] seed: done" in said
     assert records(root) == records(single)
