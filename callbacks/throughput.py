@@ -1,18 +1,21 @@
 """Measures training, the first steps left out: tokens per second, and what share of the machine's matrix products they need.
 
 Logged as ``tokens_per_second`` and ``flops_share``: the step's model FLOPs (``models/flops.py``) per second beside the rate of
-a large bfloat16 product on the same device, measured when training starts.
+a large bfloat16 product on the same device, measured when training starts. What it found at the end is in ``throughput.json`` in the
+fit's folder: ``speedlit plan --measured STAGE=throughput.json`` plans with it.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
+from speedlit.files import write_json
 from speedlit.labels import IGNORE
 from speedlit.models.flops import gemm_rate, step_flops
 from speedlit.strategies import split_over
@@ -24,7 +27,7 @@ class Throughput(L.Callback):
     Args:
         skip: steps at the start that are not timed.
         every_n_steps: window of one figure.
-        report: print one line at the end.
+        report: print one line at the end, and write throughput.json.
     """
 
     def __init__(self, skip: int = 5, every_n_steps: int = 20, report: bool = True) -> None:
@@ -71,4 +74,7 @@ class Throughput(L.Callback):
         """One line for a person."""
         if self.report and self.seconds and trainer.is_global_zero:
             rate = f"{self.share():.0%} of the device's {self.limit / 1e9:,.0f} GFLOP/s in bfloat16"
-            print(f"  {self.tokens / self.seconds:,.0f} tokens/s over {self._seen - self.skip} steps, {rate}", file=sys.stderr)
+            steps = self._seen - self.skip
+            print(f"  {self.tokens / self.seconds:,.0f} tokens/s, {self.seconds / steps:.3g} s a step over {steps} steps, {rate}", file=sys.stderr)
+            found = {"steps": steps, "seconds": self.seconds, "tokens": self.tokens, "ranks": trainer.world_size, "device": str(pl_module.device)}
+            write_json(Path(trainer.default_root_dir) / "throughput.json", {**found, "flops_share": self.share(), "gemm_tflops": self.limit / 1e12})

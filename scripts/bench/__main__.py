@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,10 +25,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from scripts.bench.machine import cpu, versions
 from scripts.bench.memory import peak
 from scripts.bench.row import Row
 from scripts.bench.rows import MEMORY, ROWS
 from speedlit.models.flops import gemm_rate
+
+COMPARED = ("torch", "transformers", "peft", "trl", "sentence-transformers", "lightning")
 
 
 def main() -> int:
@@ -52,7 +54,7 @@ def main() -> int:
             results[-1]["seconds"] = round(time.perf_counter() - start)
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     show(results)
-    machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "bf16_gemm_gflops": gemm_rate("cpu", torch.bfloat16) / 1e9, "versions": versions()}
+    machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "bf16_gemm_gflops": gemm_rate("cpu", torch.bfloat16) / 1e9, "versions": versions(COMPARED)}
     args.json.write_text(json.dumps({"machine": machine, "rows": results}, indent=2) + "\n", encoding="utf-8")
     return 0
 
@@ -94,19 +96,6 @@ def show(results: list[dict[str, Any]]) -> None:
         ratio = f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
         table.add_row(r["row"], r["unit"], f"{r['ours']:.1f}", f"{r['peer']}: {r['config']}", f"{r['theirs']:.1f}", ratio, share, size, part)
     Console(width=160).print(table)
-
-
-def cpu() -> str:
-    """Name of the processor."""
-    lines = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{len(lines)} x {lines[0]}" if lines else platform.processor()
-
-
-def versions() -> dict[str, str]:
-    """Of what was compared."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "peft", "trl", "sentence-transformers", "lightning")}
 
 
 if __name__ == "__main__":

@@ -22,12 +22,16 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--root", help="folder of the run (default: the config's root)")
     parser.add_argument("--topics", help="topic file, one path a line (same as --topics.file)")
     parser.add_argument("--gpus", help="also say the speed of training on so many devices: 1,8,64,512")
+    parser.add_argument("--measured", action="append", default=[], metavar="WORD", help="what training's speed rests on (may be given again): a file of "
+                        "`python -m scripts.bench.layer`, STAGE=SECONDS of a step on one device, or STAGE=throughput.json of such a fit")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     known, rest = parser.parse_known_args(argv)
     config = configure(known.config, rest, known.root, known.topics)
+    from speedlit.pipeline.slurm import TRAINING
+    from speedlit.planning.measured import read_measured
     from speedlit.planning.plan import plan
 
-    found = plan(config, read_counts(known.gpus))
+    found = plan(config, read_counts(known.gpus), read_measured(known.measured, TRAINING))
     if known.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return 0

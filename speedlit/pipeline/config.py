@@ -248,7 +248,8 @@ class Assumed:
         device: name of the devices that generate and train.
         devices: how many.
         tflops: peak of one device in the training's dtype, in 10^12 FLOP/s.
-        utilisation: share of the peak that training reaches.
+        utilisation: share of the peak that training reaches; null takes the measured shares (``speedlit plan --measured``).
+        product: share of the peak that a large matrix product reaches, of which the measured shares are (A100 SXM: 267.9 of 312, published measurement).
         tokens_per_second: tokens that one device generates a second, all rows of a batch together.
         memory_gb: memory of one device.
         usd_per_hour: rent of one device; null leaves it out.
@@ -264,7 +265,8 @@ class Assumed:
     device: str = "A100 80GB"
     devices: int = 1
     tflops: float = 312.0
-    utilisation: float = 0.4
+    utilisation: float | None = None
+    product: float = 0.859
     tokens_per_second: float = 1500.0
     memory_gb: float = 80.0
     usd_per_hour: float | None = None

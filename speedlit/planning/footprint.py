@@ -153,6 +153,13 @@ def flops(shape: Shape, fit: Fit, tokens: float, once: float) -> float:
     return per_token * tokens + reference
 
 
+def per_token(shape: Shape, fit: Fit) -> float:
+    """FLOPs of a trained token, those of a reference that is read in each step included."""
+    n = shape.parameters
+    work = 4 * n + 6 * trained(shape, fit) if fit.rank else 6 * n
+    return float(work + 2 * n * (fit.recompute + fit.cached + (fit.reference == "each")))
+
+
 def memory(shape: Shape, fit: Fit) -> dict[str, float]:
     """Bytes on one device that holds the whole model: weights, gradients, optimizer, activations, and their sum."""
     size, count = BYTES[fit.dtype], trained(shape, fit)

@@ -15,13 +15,15 @@ from speedlit.pipeline.config import RunConfig
 from speedlit.pipeline.costs import CAVEATS, E5, PAPER, e5_for
 from speedlit.pipeline.yamlfiles import fit_recipe
 from speedlit.planning import scaling
-from speedlit.planning.footprint import Fit, Shape, flops, known_shape, memory, shape_of
+from speedlit.planning.footprint import Fit, Shape, flops, known_shape, memory, per_token, shape_of
+from speedlit.planning.measured import Measured, token_seconds, words
 from speedlit.planning.prompts import EDITS, REASON, Lengths, answer_tokens, brainstorm_length, lengths, mix, task_kinds
 from speedlit.planning.reach import prompts_per_task, shortfalls, topics_needed
 from speedlit.planning.tokens import Meter, local_file, meter
 from speedlit.planning.topics import topics_of
 from speedlit.synthesis.templates import PromptSet, load_set
 
+CAUTIOUS = 0.4  # of the peak: what a plan of measured shares is set beside
 QUERY = 15  # tokens of the instruction that an embedder reads before a query
 
 
@@ -51,18 +53,19 @@ class Need:
     note: str = ""
 
 
-def plan(config: RunConfig, gpus: Sequence[int] = ()) -> dict[str, Any]:
+def plan(config: RunConfig, gpus: Sequence[int] = (), measured: Measured | None = None) -> dict[str, Any]:
     """The plan of a run.
 
     Args:
         config: of the run.
         gpus: numbers of devices to say the training stages' speed for.
+        measured: what training's speed rests on; None: ``plan.utilisation``, or what is shipped.
 
     Returns:
         ``stages`` (one dict of figures each), ``total``, ``paper`` and ``e5`` beside it, ``assumed``, ``warnings``, ``caveats``;
         with ``gpus`` also ``scaling`` (rows of ``speedlit.planning.scaling.table``) and ``whole`` (hours and USD of the recipe).
     """
-    planner = Planner(config)
+    planner = Planner(config, measured)
     found = planner.plan()
     return {**found, **planner.scaling(found["stages"], gpus)} if gpus else found
 
@@ -70,8 +73,8 @@ def plan(config: RunConfig, gpus: Sequence[int] = ()) -> dict[str, Any]:
 class Planner:
     """The plan of one config; see ``plan``."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config, self.counts = config, config.counts
+    def __init__(self, config: RunConfig, measured: Measured | None = None) -> None:
+        self.config, self.counts, self.measured = config, config.counts, measured
         self.templates: PromptSet = load_set(config.prompts)
         self.topics = topics_of(config)
         another = config.teacher.backend or config.teacher.base_url or os.environ.get("OPENAI_BASE_URL")
@@ -196,7 +199,8 @@ class Planner:
             work -= flops(shape, found, seen * tokens, min(seen, samples) * tokens) - flops(shape, without_reference(found), seen * tokens, 0)
         if shape and seen:
             self.fits[stage] = shape, found, tokens, fits * seen * tokens
-        hours = work / (self.config.plan.tflops * 1e12 * self.config.plan.utilisation * self.config.plan.devices) / 3600
+        seconds = token_seconds(shape, found, tokens, self.config.plan, self.measured, stage) / per_token(shape, found) if shape and tokens else 0.0
+        hours = work * seconds / self.config.plan.devices / 3600
         many = f"{fits} fits of " if fits > 1 else ""
         note = f"{many}{steps:,} steps, {tokens:,.0f} tokens a sample; {found.formula}"
         return Need(stage, 0, 0, 0, 0, 0.0, work, *self.rent(hours), memory(shape, found) if shape else {}, note)
@@ -216,12 +220,14 @@ class Planner:
 
     def scaling(self, stages: list[dict[str, Any]], gpus: Sequence[int]) -> dict[str, Any]:
         """The training stages on so many devices; and the whole recipe: each server of a generator works for itself."""
-        rows = scaling.table(self.fits, gpus, self.config.plan)
-        answers, whole = sum(s["device_hours"] for s in stages if s["generated"]), []
+        rows = scaling.table(self.fits, gpus, self.config.plan, self.measured)
+        cautious = scaling.table(self.fits, gpus, replace(self.config.plan, utilisation=CAUTIOUS))
+        answers, rate = sum(s["device_hours"] for s in stages if s["generated"]), self.config.plan.usd_per_hour
+        whole = []
         for count in gpus:
-            hours = answers / count + sum(row["hours"] for row in rows if row["gpus"] == count)
-            rate = self.config.plan.usd_per_hour
-            whole.append({"gpus": count, "hours": hours, "device_hours": hours * count, "device_usd": None if rate is None else hours * count * rate})
+            hours, slow = (answers / count + sum(row["hours"] for row in side if row["gpus"] == count) for side in (rows, cautious))
+            usd = None if rate is None else hours * count * rate
+            whole.append({"gpus": count, "hours": hours, "device_hours": hours * count, "device_usd": usd, "cautious_hours": slow})
         return {"scaling": rows, "whole": whole}
 
     # ---- words ------------------------------------------------------------------------------------------------------------------
@@ -235,8 +241,9 @@ class Planner:
             f"tokens of the teacher's prompts: {self.teacher.source}; of the generators' prompts: {self.writer.source}",
             f"mean tokens of an answer (plan.answer_tokens): {table}",
             f"{p.kept:.0%} of the synthetic records pass the filters (plan.kept; the paper's MinHash kept 80 %)",
-            f"{p.devices} x {p.device}{money}: {p.tflops:g} TFLOP/s, {p.utilisation:.0%} of them in training, "
-            f"{p.tokens_per_second:,.0f} tokens/s in generation, {p.memory_gb:g} GB (plan.*; not measured)",
+            f"{p.devices} x {p.device}{money}: {p.tflops:g} TFLOP/s, {p.tokens_per_second:,.0f} tokens/s in generation, {p.memory_gb:g} GB "
+            "(plan.*; not measured)",
+            words(p, self.measured),
             *self.unknown,
         ]
 

@@ -1,9 +1,10 @@
 """What a training step takes on 1, 8, 64, 512 devices: arithmetic on shapes, message sizes and link speeds.
 
-    step = max(products, reading the weights) + what of the exchange is not hidden behind the products
+    step = max(products, reading the weights) + update + what of the exchange is not hidden behind the products
 
-    products    samples of the busiest rank x tokens x FLOPs per token / (peak x utilisation)
+    products    samples of the busiest rank x tokens x seconds of a token on one device (``measured.py``)
     reading     passes x bytes of the weights / memory bandwidth: a floor for few tokens a pass
+    update      gradients and the optimizer's two moments are read with the weights, and all but the gradients written, once a step
     exchange    ddp: trained parameters x 4 bytes, all-reduced once a step: each rank sends and receives 2 (g - 1) / g of them
                 fsdp: weights gathered for the forward and for the backward pass of every micro-batch, trained ones reduced
                 contrastive: the vectors of the whole batch are gathered, and their gradients reduced; nothing hides that
@@ -24,6 +25,7 @@ from typing import Any
 
 from speedlit.pipeline.config import Assumed
 from speedlit.planning.footprint import BYTES, NF4, Fit, Shape, memory, trained
+from speedlit.planning.measured import Measured, token_seconds
 
 GRADIENT = 4  # bytes: adapters have 32 bits, and sharded gradients are reduced in 32
 
@@ -38,7 +40,7 @@ class Step:
         way: ``single``, ``ddp`` or ``fsdp``: fsdp where the whole model does not fit into one device.
         tokens_per_second: of all devices.
         efficiency: per device against one device.
-        seconds: of a step; ``products``, ``reading``, ``exchange`` (hidden or not) and ``exposed`` of it.
+        seconds: of a step; ``products``, ``reading``, ``update``, ``exchange`` (hidden or not) and ``exposed`` of it.
         limit: what most of the lost time goes to.
         memory: bytes on one device.
         fits: within the device's memory.
@@ -52,6 +54,7 @@ class Step:
     seconds: float
     products: float
     reading: float
+    update: float
     exchange: float
     exposed: float
     limit: str
@@ -59,7 +62,9 @@ class Step:
     fits: bool
 
 
-def steps(shape: Shape, fit: Fit, tokens: float, gpus: Sequence[int], assumed: Assumed, weak: bool = False) -> list[Step]:
+def steps(
+    shape: Shape, fit: Fit, tokens: float, gpus: Sequence[int], assumed: Assumed, weak: bool = False, measured: Measured | None = None, stage: str = ""
+) -> list[Step]:
     """The steps of one fit.
 
     Args:
@@ -69,19 +74,22 @@ def steps(shape: Shape, fit: Fit, tokens: float, gpus: Sequence[int], assumed: A
         gpus: numbers of devices.
         assumed: peak, utilisation, memory and links.
         weak: the batch grows with the devices.
+        measured: what the seconds of a token rest on; None: the assumed utilisation, or what is shipped.
+        stage: the fit's name.
     """
-    one = step(shape, fit, tokens, 1, assumed)
-    found = [step(shape, replace(fit, batch=fit.batch * g) if weak else fit, tokens, g, assumed) for g in gpus]
+    seconds = token_seconds(shape, fit, tokens, assumed, measured, stage)
+    one = step(shape, fit, tokens, 1, assumed, seconds)
+    found = [step(shape, replace(fit, batch=fit.batch * g) if weak else fit, tokens, g, assumed, seconds) for g in gpus]
     return [replace(s, efficiency=s.tokens_per_second / s.gpus / one.tokens_per_second) for s in found]
 
 
-def step(shape: Shape, fit: Fit, tokens: float, gpus: int, assumed: Assumed) -> Step:
-    """One step; its efficiency is filled in by ``steps``."""
+def step(shape: Shape, fit: Fit, tokens: float, gpus: int, assumed: Assumed, seconds_each: float | None = None) -> Step:
+    """One step, of tokens that take one device ``seconds_each``; its efficiency is filled in by ``steps``."""
     share = math.ceil(fit.batch / gpus)
     passes = math.ceil(share * (fit.sequences if fit.contrastive else 1) / fit.micro)
     whole = memory(shape, fit)["total"]
     sharded = gpus > 1 and whole > assumed.memory_gb * 1e9
-    products = share * tokens * per_token(shape, fit) / (assumed.tflops * 1e12 * assumed.utilisation)
+    products = share * tokens * (token_seconds(shape, fit, tokens, assumed, None) if seconds_each is None else seconds_each)
     weights = shape.parameters * (NF4 if fit.quantized else BYTES[fit.dtype])
     reads = 2 + fit.recompute + fit.cached + (fit.reference == "each")
     reading = passes * reads * weights / (assumed.memory_gb_s * 1e9)
@@ -89,23 +97,19 @@ def step(shape: Shape, fit: Fit, tokens: float, gpus: int, assumed: Assumed) -> 
     exchange, hidden = traffic(shape, fit, gpus, passes, sharded, weights, assumed), work if sharded else work / 2
     vectors = gathered(shape, fit, gpus, assumed)
     exposed = max(0.0, exchange - hidden) + vectors
-    seconds = work + exposed
+    parts = memory(shape, fit)
+    update = (3 * parts["gradients"] + 2 * parts["optimizer"]) / (gpus if sharded else 1) / (assumed.memory_gb_s * 1e9)  # weights are as large as gradients
+    seconds = work + update + exposed
     held = spread(shape, fit, gpus) if sharded else whole
     busy = min(gpus, math.ceil(fit.batch / share))
     idle = work * (1 - fit.batch / (share * gpus))
-    losses = {"batch": idle, "memory bandwidth": work - products, "exchange": exposed}
+    losses = {"batch": idle, "memory bandwidth": work - products, "update": update, "exchange": exposed}
     worst = max(losses, key=lambda name: losses[name])
     limit = worst if losses[worst] > 0.02 * seconds else "products"
     way = "single" if gpus == 1 else "fsdp" if sharded else "ddp"
     rate = fit.batch * tokens / seconds
-    return Step(gpus, busy, way, rate, 1.0, seconds, products, reading, exchange + vectors, exposed, limit, held, held <= assumed.memory_gb * 1e9)
-
-
-def per_token(shape: Shape, fit: Fit) -> float:
-    """FLOPs of a trained token, those of a reference that is read in each step included."""
-    n = shape.parameters
-    work = 4 * n + 6 * trained(shape, fit) if fit.rank else 6 * n
-    return float(work + 2 * n * (fit.recompute + fit.cached + (fit.reference == "each")))
+    fits = held <= assumed.memory_gb * 1e9
+    return Step(gpus, busy, way, rate, 1.0, seconds, products, reading, update, exchange + vectors, exposed, limit, held, fits)
 
 
 def bandwidth(gpus: int, assumed: Assumed) -> float:
@@ -144,18 +148,21 @@ def spread(shape: Shape, fit: Fit, gpus: int) -> float:
     return (parts["weights"] + parts["gradients"] + parts["optimizer"]) / gpus + parts["activations"] + 2 * layer
 
 
-def table(fits: dict[str, tuple[Shape, Fit, float, float]], gpus: Sequence[int], assumed: Assumed) -> list[dict[str, Any]]:
+def table(
+    fits: dict[str, tuple[Shape, Fit, float, float]], gpus: Sequence[int], assumed: Assumed, measured: Measured | None = None
+) -> list[dict[str, Any]]:
     """Rows of several fits: stage, the step's figures, its efficiency with growing batches, hours and USD of the whole stage.
 
     Args:
         fits: stage -> shape, recipe, tokens of a sample, trained tokens of the stage (all its fits).
         gpus: numbers of devices.
         assumed: of the devices.
+        measured: what the seconds of a token rest on; None: the assumed utilisation, or what is shipped.
     """
     out = []
     for stage, (shape, fit, tokens, all_tokens) in fits.items():
-        grown = steps(shape, fit, tokens, gpus, assumed, weak=True)
-        for found, weak in zip(steps(shape, fit, tokens, gpus, assumed), grown, strict=True):
+        grown = steps(shape, fit, tokens, gpus, assumed, True, measured, stage)
+        for found, weak in zip(steps(shape, fit, tokens, gpus, assumed, False, measured, stage), grown, strict=True):
             hours = all_tokens / found.tokens_per_second / 3600
             usd = None if assumed.usd_per_hour is None else hours * found.gpus * assumed.usd_per_hour
             out.append({"stage": stage, **asdict(found), "weak_efficiency": weak.efficiency, "weak_limit": weak.limit, "hours": hours, "usd": usd})

@@ -9,8 +9,8 @@ import pytest
 
 from speedlit.cli import main
 from speedlit.pipeline.config import Assumed
-from speedlit.planning.footprint import Fit, known_shape, memory
-from speedlit.planning.scaling import per_token, step, steps, table
+from speedlit.planning.footprint import Fit, known_shape, memory, per_token, trained
+from speedlit.planning.scaling import step, steps, table
 
 LLAMA = known_shape("meta-llama-3-8b")
 assert LLAMA is not None
@@ -22,7 +22,9 @@ CLUSTER = Assumed(tflops=300.0, utilisation=0.5, memory_gb_s=2000.0, link_gb_s=3
 def test_one_device_has_nothing_to_exchange() -> None:
     found = step(LLAMA, LORA, 400, 1, CLUSTER)
     assert found.exchange == found.exposed == 0
-    assert found.seconds == pytest.approx(16 * 400 * per_token(LLAMA, LORA) / 150e12)
+    assert found.products == pytest.approx(16 * 400 * per_token(LLAMA, LORA) / 150e12)
+    assert found.update == pytest.approx(7 * 4 * trained(LLAMA, LORA) / 2000e9)  # weight, gradient, two moments read; three of them written
+    assert found.seconds == found.products + found.update
     assert (found.way, found.limit, found.busy) == ("single", "products", 1)
 
 
@@ -54,12 +56,13 @@ def test_what_does_not_fit_is_sharded() -> None:
     weights = LLAMA.parameters * 2
     moved = 7 / 8 * (2 * weights + 4 * LLAMA.parameters) / 300e9  # one micro-batch: gathered twice, reduced once
     assert found.exchange == pytest.approx(moved + 3 * 32 * 3 * 10e-6)
+    assert found.update == pytest.approx(7 * weights / 2000e9 / 8)
     assert not step(LLAMA, FULL, 400, 1, small).fits
 
 
 def test_few_tokens_a_pass_are_bound_by_reading_the_weights() -> None:
     found = step(LLAMA, replace(LORA, batch=1), 4, 1, CLUSTER)
-    assert found.seconds == found.reading > found.products
+    assert found.seconds - found.update == found.reading > found.products
     assert found.limit == "memory bandwidth"
 
 
