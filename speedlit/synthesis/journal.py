@@ -196,12 +196,16 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def emptied(root: Path) -> list[Path]:
-    """The journals of a folder where not one of them has a row; nothing where one has, or where there is none.
+    """The journals of a folder where not one of them has a row; nothing where one has, or where there is no common one.
+
+    Those of the jobs of an array alone say nothing: each begins without a row, and the answers before them may lie in another folder.
 
     Raises:
         SpeedlitError: a journal cannot be read.
     """
-    there = sorted(root.glob("journal*.sqlite"))
+    there = sorted(root.glob("journal*.sqlite"), reverse=True)
+    if not (root / "journal.sqlite").exists():
+        return []
     for path in there:
         with _sentences(path), contextlib.closing(open_to_read(path)) as db:
             if _rows(db, "SELECT 1 FROM attempts LIMIT 1"):

@@ -50,8 +50,8 @@ def test_a_run_without_topics_is_told_at_once(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.startswith("error: topics.file is not set")  # before the base, which takes seconds to look at
 
 
-@pytest.mark.parametrize("shard", [(0, 1), (1, 4)])
-def test_an_emptied_journal_stops_the_run_that_would_pay_again(shard: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_emptied_journal_stops_the_run_that_would_pay_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = (0, 1)
     root = tmp_path / "root"
     for name, calls in (("topics", 0), ("tasks", 40), ("seed", 300)):
         write_json(stages()[name].folder(root) / "manifest.json", {"ledger": {"calls": calls}})
@@ -64,4 +64,6 @@ def test_an_emptied_journal_stops_the_run_that_would_pay_again(shard: tuple[int,
     err = capsys.readouterr().err
     assert f"{journal_file(root, shard)} is empty" in err and "(tasks 40, seed 300)" in err and "put a copy of the journal in its place" in err
     journal_file(root, shard).unlink()  # as the sentence says
+    check_journal(stages().values(), root)
+    Journal.for_shard(root, (1, 4)).close()  # a job of an array begins without a row
     check_journal(stages().values(), root)
