@@ -94,8 +94,10 @@ def free_target(target: Path) -> None:
     """Refuse a place where something is already.
 
     Raises:
-        UsageError: it holds something.
+        UsageError: it holds something, or is the folder that one stands in, which can't be put in another's place.
     """
+    if not target.name:
+        raise UsageError(f"{target} has no name of its own: name a new folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists already: name a new folder, or remove it first")
 

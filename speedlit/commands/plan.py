@@ -46,7 +46,7 @@ def read_counts(text: str | None) -> list[int]:
         UsageError: something else.
     """
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
-    if not all(word.isdigit() and 1 <= int(word) <= 1_000_000 for word in words) or (text is not None and not words):
+    if not all(word.isascii() and word.isdigit() and len(word) <= 7 and 1 <= int(word) <= 1_000_000 for word in words) or (text is not None and not words):
         raise UsageError(f"--gpus {text}: give numbers of devices from 1 on with commas, such as 1,8,64,512")
     return [int(word) for word in words]
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SUBSETS = Path(__file__).resolve().parent.parent / "configs" / "eval"
 ROW_KEYS = {"folder", "task", "type", "name", "prompt", "main_score", "splits", "attributes", "allow"}
+TEXTS = ("folder", "task", "type", "name", "main_score")  # keys of a row whose values are texts
 SEARCH_COLUMNS = {
     "corpus": {"_id", "text"},
     "queries": {"_id", "text"},
@@ -70,8 +71,6 @@ KINDS = {
     "Retrieval": Kind("AbsTaskRetrieval", "ndcg_at_10", "t2t"),
     "Reranking": Kind("AbsTaskRetrieval", "map_at_1000", "t2t"),
 }
-
-
 NO_TEXTS = {"label_column_name", "score", "relevancy_column_name"}
 
 
@@ -140,7 +139,13 @@ def read_rows(data: Path) -> dict[str, dict[str, Any]]:
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"{path} must be a list of objects, one per task")
-    return {_checked_row(row, path)["name"]: row for row in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = _checked_row(row, path)["name"]
+        if name in found:
+            raise UsageError(f"{path} has two rows of the name {name!r}: take one out, or give it another `name`")
+        found[name] = row
+    return found
 
 
 def _checked_row(row: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -148,6 +153,8 @@ def _checked_row(row: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: row {row} needs `folder` and either `task` (a registered mteb task) or `type` (a task of your own)")
     if unknown := set(row) - ROW_KEYS:
         raise UsageError(f"{path}: row of {row['folder']} has the unknown key {sorted(unknown)[0]!r}; known keys: {', '.join(sorted(ROW_KEYS))}")
+    if wrong := _misshapen(row):
+        raise UsageError(f"{path}: row of {row['folder']} has \"{wrong[0]}\": {row[wrong[0]]!r}; it is {wrong[1]}")
     if "type" in row and row["type"] not in KINDS:
         raise UsageError(f"{path}: row of {row['folder']} has the unknown type {row['type']!r}{_near(row['type'], KINDS)}; types: {', '.join(KINDS)}")
     allowed = row.get("allow", [])
@@ -155,6 +162,24 @@ def _checked_row(row: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: row of {row['folder']} has \"allow\": {allowed!r}; it is a list of {' and '.join(ALLOWED)}, for a set of your own")
     row.setdefault("name", row.get("task") or Path(row["folder"]).name)
     return row
+
+
+def _misshapen(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first key of a row whose value is of another kind than it must be, and what it must be."""
+    for key in TEXTS:
+        if key in row and not (isinstance(row[key], str) and row[key]):
+            return key, "a text"
+    prompt, splits = row.get("prompt"), row.get("splits", ["test"])
+    sides = isinstance(prompt, dict) and set(prompt) <= {"query", "document"} and _texts(prompt.values())
+    if prompt is not None and not isinstance(prompt, str) and not sides:
+        return "prompt", "a text, or an object with a text for `query` and one for `document`"
+    if not isinstance(splits, list) or not splits or not _texts(splits):
+        return "splits", "a list of names, such as [\"test\"]"
+    return None if isinstance(row.get("attributes", {}), dict) else ("attributes", "an object with attributes of mteb's class")
+
+
+def _texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def registered_names() -> list[str]:

@@ -14,6 +14,7 @@ a large product is the measured one where the file is the device's own, else ``p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,6 +29,7 @@ from speedlit.planning.footprint import Fit, Shape, per_token, trained
 SHIPPED = Path(__file__).with_name("layer.json")
 MAKE = "make it with python -m scripts.bench.layer --json FILE"
 WORKS = ("forward", "lora", "full")
+LEAST, MOST = 1e-12, 1e9  # seconds of a token or a step: no device is faster, nobody waits longer
 PARTS = (*(("generator", "layer", work) for work in WORKS), *(("embedder", "layer", work) for work in WORKS), *(("generator", "head", work) for work in WORKS))
 
 
@@ -69,9 +71,9 @@ def read_layer(path: Path) -> tuple[dict[tuple[str, str, str], float], str, floa
         device, kind, rate = str(found["machine"]["device"]), str(found["machine"]["kind"]), float(found["gemm_tflops"]) * 1e12
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is no measurement of a layer ({type(error).__name__}: {error}); {MAKE}") from error
-    missing = [" ".join(part) for part in PARTS if not shares.get(part, 0) > 0]
-    if missing or not rate > 0:
-        raise UsageError(f"{path} has no share above 0 of {', '.join(missing) or 'a large product'}; {MAKE}")
+    missing = [" ".join(part) for part in PARTS if not 1e-6 < shares.get(part, 0) < 100]
+    if missing or not 0 < rate < math.inf:
+        raise UsageError(f"{path} has no share above 0 and below 100 of {', '.join(missing) or 'a large product'}; {MAKE}")
     return shares, device, rate, kind
 
 
@@ -98,7 +100,7 @@ def read_measured(words: Sequence[str], stages: Sequence[str]) -> Measured | Non
             rate = None if kind == "cpu" else peak
         elif stage not in stages:
             raise UsageError(f"--measured {word}: no stage is called {stage}; choose among {', '.join(stages)}")
-        elif value.replace(".", "", 1).isdigit():
+        elif value.isascii() and value.replace(".", "", 1).isdigit():
             steps[stage] = positive(word, float(value))
         else:
             tokens[stage] = positive(word, of_fit(word, Path(value)))
@@ -112,17 +114,20 @@ def of_fit(word: str, path: Path) -> float:
     found = read_object(path, "tokens", "seconds", "ranks")
     if found["ranks"] != 1:
         raise UsageError(f"--measured {word}: {path} is of {found['ranks']} ranks, whose steps hold their exchange; give that of a fit on one device")
-    return float(found["seconds"]) / float(found["tokens"]) if found["tokens"] else 0.0
+    seconds, tokens = found["seconds"], found["tokens"]
+    if not all(type(figure) in (int, float) and figure > 0 for figure in (seconds, tokens)):
+        raise UsageError(f"--measured {word}: {path} has {seconds!r} seconds and {tokens!r} tokens, not numbers above 0; give that of a fit that ran")
+    return float(seconds / tokens)
 
 
 def positive(word: str, seconds: float) -> float:
     """The seconds.
 
     Raises:
-        UsageError: none, or less.
+        UsageError: none, less, or so few or many that no rate can be told from them.
     """
-    if not seconds > 0:
-        raise UsageError(f"--measured {word}: seconds must be above 0")
+    if not LEAST < seconds < MOST:
+        raise UsageError(f"--measured {word}: seconds must be above 0, and no more than a fit can take; give those of a step as you have timed it")
     return seconds
 
 

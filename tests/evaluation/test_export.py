@@ -105,6 +105,8 @@ def test_errors(tmp_path, capsys):
         export(model, tmp_path / "out", "gguf")
     with pytest.raises(UsageError, match="exists already"):
         export(model, tmp_path / "base", "merged")
+    with pytest.raises(UsageError, match="has no name of its own: name a new folder"):
+        export(model, Path("."), "merged")
     with pytest.raises(UsageError, match="holds full weights and no adapter"):
         export(model, tmp_path / "out", "adapter")
     shutil.rmtree(tmp_path / "fit")

@@ -126,6 +126,14 @@ def test_errors_about_names(sets, tmp_path):
         ({"task": "SciFact"}, "either `task`"),
         ({"attributes": {"n_experimnts": 1}}, "attribute 'n_experimnts'"),
         ({"allow": ["emtpy"]}, "row of Cls has \"allow\": .'emtpy'.; it is a list of empty and long, for a set of your own"),
+        ({"folder": 5}, "\"folder\": 5; it is a text"),
+        ({"type": ["STS"]}, "\"type\": .'STS'.; it is a text"),
+        ({"name": ""}, "row of Cls has \"name\": ''; it is a text"),
+        ({"prompt": 5}, "\"prompt\": 5; it is a text, or an object"),
+        ({"prompt": {"passage": "x"}}, "a text for `query` and one for `document`"),
+        ({"splits": "test"}, "\"splits\": 'test'; it is a list of names"),
+        ({"attributes": []}, "it is an object with attributes"),
+        ({"name": "Ret"}, "two rows of the name 'Ret': take one out, or give it another `name`"),
     ],
 )
 def test_errors_in_the_list(sets, changes, words):

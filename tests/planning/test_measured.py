@@ -103,15 +103,24 @@ def test_a_measured_step_is_shared_out(tmp_path: Path) -> None:
         ("junior=0", "above 0"),
         ("junior=gone.json", "no file gone.json; give seconds of a step"),
         ("junior=two.json", "is of 2 ranks.*give that of a fit on one device"),
-        ("holes.json", "no share above 0 of generator head full"),
+        ("junior=\u00b2", "no file \u00b2; give seconds"),
+        ("junior=" + "9" * 60, "no more than a fit can take"),
+        ("junior=words.json", "has 'x' seconds and 5 tokens, not numbers above 0; give that of a fit that ran"),
+        ("junior=below.json", "has -5 seconds and -5 tokens"),
+        ("junior=endless.json", "no more than a fit can take"),
+        ("boundless.json", "no share above 0 .*of a large product"),
+        ("holes.json", "no share above 0 and below 100 of generator head full"),
         ("wrong.json", "is no measurement of a layer .*scripts.bench.layer"),
     ],
 )
 def test_a_word_that_measures_nothing_is_named(word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("two.json").write_text(json.dumps({"tokens": 1, "seconds": 1.0, "ranks": 2}))
+    for name, seconds, tokens in (("words", "x", 5), ("below", -5, -5), ("endless", float("inf"), 5)):
+        Path(f"{name}.json").write_text(json.dumps({"tokens": tokens, "seconds": seconds, "ranks": 1}))
     found = json.loads(layer_file(Path("holes.json")).read_text())
     Path("holes.json").write_text(json.dumps({**found, "rows": [row for row in found["rows"] if (row["part"], row["work"]) != ("head", "full")]}))
+    Path("boundless.json").write_text(json.dumps({**found, "gemm_tflops": float("inf")}))
     Path("wrong.json").write_text(json.dumps({**found, "rows": [{"share": 1}]}))
     with pytest.raises(UsageError, match=said):
         read_measured([word], STAGES)

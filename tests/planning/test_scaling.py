@@ -76,7 +76,7 @@ def test_hours_follow_the_speed_and_the_command_shows_them(capsys: pytest.Captur
     assert found["whole"][0]["hours"] == pytest.approx(found["total"]["device_hours"], rel=0.05)
 
 
-@pytest.mark.parametrize("text", ["", "0", "8,x", "-1", "1.5"])
+@pytest.mark.parametrize("text", ["", "0", "8,x", "-1", "1.5", "\u00b2", "9" * 5000])
 def test_numbers_of_devices_are_checked(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "speed", f"--gpus={text}"]) == 2
     assert "--gpus" in capsys.readouterr().err
