@@ -161,6 +161,8 @@ def _checked_row(row: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(allowed, list) or any(what not in ALLOWED for what in allowed) or (allowed and "task" in row):
         raise UsageError(f"{path}: row of {row['folder']} has \"allow\": {allowed!r}; it is a list of {' and '.join(ALLOWED)}, for a set of your own")
     row.setdefault("name", row.get("task") or Path(row["folder"]).name)
+    if row["name"] in ("", "..") or set(row["name"]) & set("/\\\0"):
+        raise UsageError(f"{path}: row of {row['folder']} has the name {row['name']!r}, which can't be that of a file of scores; give another `name`")
     return row
 
 

@@ -133,6 +133,7 @@ def test_errors_about_names(sets, tmp_path):
         ({"prompt": {"passage": "x"}}, "a text for `query` and one for `document`"),
         ({"splits": "test"}, "\"splits\": 'test'; it is a list of names"),
         ({"attributes": []}, "it is an object with attributes"),
+        ({"name": "../../Cls"}, "row of Cls has the name '../../Cls', which can't be that of a file of scores"),
         ({"name": "Ret"}, "two rows of the name 'Ret': take one out, or give it another `name`"),
     ],
 )
