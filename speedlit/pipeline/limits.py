@@ -52,8 +52,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 ABOVE_0 = {  # key: the most it may be
     **dict.fromkeys(("teacher.batch_poll", "teacher.timeout", "teacher.requests_per_minute", "teacher.tokens_per_minute"), math.inf),
-    **dict.fromkeys(("filters.minhash_threshold", "filters.negative_like_positive", "filters.copied_query", "plan.kept", "plan.product"), 1),
-    **{f"plan.{name}": math.inf for name in ("devices", "tflops", "utilisation", "tokens_per_second", "memory_gb")},
+    **dict.fromkeys(("filters.minhash_threshold", "filters.negative_like_positive", "filters.copied_query", "plan.kept"), 1),
+    **dict.fromkeys(("plan.product", "plan.utilisation"), 1),
+    **{f"plan.{name}": math.inf for name in ("devices", "tflops", "tokens_per_second", "memory_gb")},
     **{f"plan.{name}": math.inf for name in ("gpus_per_node", "memory_gb_s", "link_gb_s", "network_gb_s")},
 }
 CHOICES: dict[str, tuple[str | None, ...]] = {
